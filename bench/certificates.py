@@ -94,7 +94,7 @@ def sized(scores, labels, fresh_scores):
 
 
 def one_draw(x, y, strangers, seed):
-    from xfer.evaluation.unlike import fit_unlike
+    from xfer.evaluation.out_of_distribution import fit_unlike
 
     drawn = np.random.default_rng(seed)
     train = np.zeros(len(y), bool)

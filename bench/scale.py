@@ -3,12 +3,13 @@
     python bench/scale.py 1000 10000                     all stages
     python bench/scale.py 1000000 --only plan exact      some of them
 
-For each number of images N, the photographs of XFER_ASSETS (default ../shared/assets), made small
-once, stand under N keys in tar shards and under N names in folders. Each stage is a process of its
-own. The memory that is its alone at most ("own": RssAnon, asked for 50 times a second) is beside
-what it has mapped from files as well, such as features, which the system takes back when it needs
-it ("resident": VmHWM). A process begins with some hundred megabytes, which is why the last column
-has the growth: the bytes of its own that each image more has added since the N before.
+For each number of images N, up to 100,000 different cuts of the photographs of XFER_ASSETS (default
+../shared/assets), JPEGs of 64 x 64, stand under N keys in tar shards and N names in folders. Each
+stage is a process of its own. The memory that is its alone at most ("own": RssAnon, asked for 50
+times a second) is beside what it has mapped from files as well, such as features, which the system
+takes back when it needs it ("resident": VmHWM). A process begins with some hundred megabytes, which
+is why the last column has the growth: the bytes of its own that each image more has added since the
+N before.
 
 listing     the data of shards as a plan has them, but no image is read: names, splits, hashes
             of names in place of the images', and the search for equal ones
@@ -18,11 +19,11 @@ fit         features once, the head solved on them, and its tables
 evaluate    the checkpoint on what was held out, with the report
 predict     the checkpoint on the folder, with predictions.csv
 exact       a head alone: N x 256 synthetic features in a file, 10 classes, one strength, 2 folds
-audit       what stages=[audit] computes from the same features, which it has in memory
+audit       what stages=[audit] computes from the same features
 worth       what stages=[worth] does, and checks with 1,000 more
 read        images a second, from shards and from files, in this process, cold and warm
 
-TMPDIR says which disk it is about. A million images take about 3 GB there, and are removed.
+TMPDIR says which disk it is about. A million images take about 5 GB there, and are removed.
 """
 
 from __future__ import annotations
@@ -65,16 +66,20 @@ class Cost(NamedTuple):
 
 
 def photographs(count: int, side: int) -> list[tuple[str, bytes]]:
-    """(class, PNG) of ``count`` photographs, of each class as many."""
-    classes: dict[str, list[Path]] = {}
-    for path in sorted(p for name in SETS for p in (ASSETS / name).rglob("*.jp*g")):
-        classes.setdefault(path.parent.name, []).append(path)
-    made = []
-    for label, paths in sorted(classes.items()):
-        for path in paths[: count // len(classes)]:
-            small = io.BytesIO()
-            Image.open(path).convert("RGB").resize((side, side)).save(small, "PNG")
-            made.append((label, small.getvalue()))
+    """(class, JPEG) of ``count`` cuts of the photographs, no two of them alike, in mixed order."""
+    paths = sorted(p for name in SETS for p in (ASSETS / name).rglob("*.jp*g"))
+    made: list[tuple[str, bytes]] = [("", b"")] * count
+    for first, path in enumerate(paths[:count]):
+        photograph = Image.open(path).convert("RGB")
+        for i in range(first, count, len(paths)):
+            drawn = random.Random(i)
+            across, down = (round(length * drawn.uniform(0.3, 1)) for length in photograph.size)
+            left = drawn.randint(0, photograph.width - across)
+            top = drawn.randint(0, photograph.height - down)
+            cut = photograph.crop((left, top, left + across, top + down)).resize((side, side))
+            cut.save(file := io.BytesIO(), "JPEG", quality=drawn.randint(70, 95))
+            made[i] = path.parent.name, file.getvalue()
+    random.Random(0).shuffle(made)
     return made
 
 
@@ -85,7 +90,7 @@ def in_shards(pictures: Sequence[tuple[str, bytes]], count: int, out: Path) -> P
         with tarfile.open(out / f"images-{start // PER_SHARD:06d}.tar", "w") as tar:
             for i in range(start, min(start + PER_SHARD, count)):
                 label, data = pictures[i % len(pictures)]
-                for suffix, content in (("png", data), ("cls", label.encode())):
+                for suffix, content in (("jpg", data), ("cls", label.encode())):
                     info = tarfile.TarInfo(f"{i:09d}.{suffix}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
@@ -97,7 +102,7 @@ def in_folders(pictures: Sequence[tuple[str, bytes]], count: int, out: Path) -> 
     first: dict[int, Path] = {}
     for i in range(count):
         label, data = pictures[i % len(pictures)]
-        path = out / label / f"{i:09d}.png"
+        path = out / label / f"{i:09d}.jpg"
         origin = first.get(i % len(pictures))
         if origin is not None and count > LINKED:
             # No file has more than 65,000 names on ext4.
@@ -148,10 +153,12 @@ def synthetic(count: int) -> tuple[Iterator[np.ndarray], np.ndarray]:
     return parts(), labels
 
 
-def in_memory(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The features as one array, and their labels."""
+def mapped(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The features as one array, which the system can take the memory of, and their labels."""
+    from xfer.core.long_array import zeros
+
     parts, labels = synthetic(count)
-    features = np.empty((count, WIDTH), np.float32)
+    features = zeros((count, WIDTH), np.float32)
     for i, part in enumerate(parts):
         features[i * PER_SHARD : i * PER_SHARD + len(part)] = part
     return features, labels
@@ -178,7 +185,7 @@ def doubt(count: int) -> None:
     """What ``stages=[audit]`` computes from ``count`` features."""
     from xfer.training.image_audit import look
 
-    found = look(*in_memory(count), tuple(map(str, range(CLASSES)))).of_labels
+    found = look(*mapped(count), tuple(map(str, range(CLASSES)))).of_labels
     print(f"influential: {len(found.influential)}")
 
 
@@ -186,7 +193,7 @@ def extrapolate(count: int) -> None:
     """What ``stages=[worth]`` computes from ``count`` features."""
     from xfer.training.worth import of_features
 
-    features, labels = in_memory(count + CHECKED)
+    features, labels = mapped(count + CHECKED)
     names = tuple(map(str, range(CLASSES)))
     check = (features[count:], labels[count:])
     facts = of_features(features[:count], labels[:count], names, 0, check)
@@ -277,8 +284,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(**about)  # type: ignore[arg-type]
     parser.add_argument("counts", type=int, nargs="*", default=[1000, 10_000], metavar="N")
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--pictures", type=int, default=100, help="different pictures (100)")
-    parser.add_argument("--side", type=int, default=16, help="their pixels a side (16)")
+    parser.add_argument("--pictures", type=int, default=100_000, help="at most (100,000)")
+    parser.add_argument("--side", type=int, default=64, help="their pixels a side (64)")
     parser.add_argument("--alone", choices=ALONE, help=argparse.SUPPRESS)
     parser.add_argument("--list", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -288,7 +295,8 @@ def main() -> None:
     if asked.alone:
         {"exact": solve, "audit": doubt, "worth": extrapolate}[asked.alone](*asked.counts)
         return
-    pictures = photographs(asked.pictures, asked.side)
+    many = min(asked.pictures, max(asked.counts)) if {*asked.only} - {*ALONE} else 0
+    pictures = photographs(many, asked.side)
     before: dict[str, tuple[int, int]] = {}
     print(f"{len(pictures)} pictures of {asked.side} x {asked.side}\n")
     print("| stage | images | s | own MB | resident MB | own bytes an image more |")

@@ -22,7 +22,7 @@ from sets import ASSETS, NETWORKS, overrides
 from xfer.config.hydra import compose_specs
 from xfer.evaluation import learning_curve
 from xfer.plan.make import make_plan
-from xfer.training import logistic, multilabel_worth, subsampling
+from xfer.training import logistic, subsampling, worth
 from xfer.training.backbone_features import backbone_features
 from xfer.training.multilabel_subsampling import subsampled_labels
 
@@ -58,10 +58,7 @@ def head(x, labels, seed):
 
 def curve(x, labels, seed):
     classes = int(labels.max()) + 1
-    drawn = subsampling.subsampled(x, labels, classes, seed)
-    shares = np.bincount(labels) / len(labels)
-    by_repeat = drawn.by_repeat @ shares
-    return learning_curve.fit(drawn.sizes, drawn.right, by_repeat, subsampling.FOLDS, seed)
+    return subsampling.subsampled(x, labels, classes, seed).curve(np.arange(classes), seed)
 
 
 def part(labels, at, drawn):
@@ -99,7 +96,7 @@ def measure_labels(x, labels, draws):
     for seed in range(draws):
         mine, others = np.array_split(np.random.default_rng(seed).permutation(len(labels)), 2)
         fewer, check = mine[::2], (x[others], labels[others])
-        found = multilabel_worth.of_label_features(x[mine], labels[mine], classes, seed, check)
+        found = worth.of_features(x[mine], labels[mine], classes, seed, check)
         began = time.perf_counter()
         curve = subsampled_labels(x[fewer], labels[fewer], seed).curve(list(classes), seed)
         seconds.append(time.perf_counter() - began)

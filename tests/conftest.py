@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,17 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Answer = Callable[[BaseHTTPRequestHandler], None]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported to collect the tests is kept: to look for garbage among it finds none, and
+    takes two fifths of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.fixture(scope="session")
@@ -47,28 +58,25 @@ def own_cache(caches: Iterator[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def traced_graphs() -> Iterator[dict[str, bytes]]:
-    """What torch traces holds no weight, as ``test_onnx_graph.py`` proves: one graph serves every
-    test of this process that exports the same layers. Code of a test's own is traced each time, and
-    so is a network of a test that clears this table of them."""
+def traced_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What one test has traced serves all, see ``traced.py``; also those of the other worker."""
+    import traced
+
     from xfer.export import onnx_graph
 
-    known: dict[str, bytes] = {}
-    fresh = onnx_graph.trace
-
-    def trace(traced: onnx_graph.Traced, opset: int) -> bytes:
-        try:
-            layers = onnx_graph.layers_of(traced.net)
-        except onnx_graph.UnknownLayer:
-            return fresh(traced, opset)
-        key = repr(onnx_graph._key(traced, layers, opset))
-        if key not in known:
-            known[key] = fresh(traced, opset)
-        return known[key]
-
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traced"
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_graph, "trace", trace)
-        yield known
+        patch.setattr(onnx_graph, "trace", traced.trace)
+        patch.setenv(traced.FOLDER, str(folder))
+        yield
+
+
+@pytest.fixture
+def traced_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No graph of another test serves this one."""
+    monkeypatch.delenv("TRACED_GRAPHS")
 
 
 def look_through_once() -> None:
@@ -184,5 +192,17 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
     running = Server()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A Hugging Face hub, a :class:`hub_server.HubServer`, that the clients of this process ask
+    instead of the public one, with a cache of their own in ``tmp_path / "hf"``."""
+    from hub_server import HubServer, connect
+
+    running = HubServer()
+    connect(monkeypatch, running.url, tmp_path)
     yield running
     running.close()

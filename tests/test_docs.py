@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import doctest
 import importlib
-import importlib.util
 import json
 import pkgutil
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+import levels
 import numpy as np
 import pytest
 import yaml
@@ -437,10 +437,6 @@ def test_a_percentage_is_written_one_way() -> None:
 
 
 def test_the_picture_of_the_levels_is_what_its_script_draws() -> None:
-    spec = importlib.util.spec_from_file_location("levels", ROOT / "docs" / "levels.py")
-    assert spec and spec.loader
-    levels = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(levels)
     assert len(levels.edges()) > 50
     drawn = levels.SVG.read_text(encoding="utf-8")
     assert drawn == levels.drawn(), "run python docs/levels.py"

@@ -31,21 +31,20 @@ HEAVY = {
 # Subclasses and helpers of torch; everything else gets by without it until it works.
 OF_TORCH = {
     "core.device", "core.memory", "data.loader", "data.sampler", "evaluation.evaluate",
-    "evaluation.layer_cam", "export.certificate_graph", "export.multilabel_graph",
+    "evaluation.layer_cam", "export.answer_layers",
     "export.mindir.run", "export.pixels",
-    "models.head.filled_label_layers",
     "models.head.filled_layers", "models.head.layers", "models.logit_scale",
-    "models.mindspore_layers", "models.network", "models.restore", "models.skip_init",
+    "models.mindspore_layers", "models.network", "models.restore",
     "sweep.soup.averaging",
 } | {
     f"training.{name}" for name in (
-        "answering", "backbone_features", "callbacks.timeline", "certificate_fit",
-        "distributed.group", "distributed.meeting", "distributed.rendezvous",
+        "backbone_features", "callbacks.timeline", "certificate_fit",
+        "distributed.group", "distributed.rank_store", "distributed.rendezvous",
         "distributed.sharding", "distributed.strategy", "ema", "exact",
-        "features.cut", "features.extract", "features.feature_loader", "features.feed",
+        "features.cut", "features.extract", "features.feature_loader", "features.feature_switch",
         "features.find_cut", "features.prove_cut", "features.shape_tensor", "fill_head", "fit",
-        "guarded_logger", "head_input", "head_start", "image_audit",
-        "multilabel_losses", "lightning", "lr_find",
+        "guarded_logger", "head_input", "head_start", "image_audit", "inference",
+        "multilabel_losses", "lightning", "lr_find", "mirroring",
         "module", "nan_guard", "optimizer_restore", "teacher", "worth",
     )
 }  # fmt: skip

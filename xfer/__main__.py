@@ -9,12 +9,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from xfer.config.help import config_dir, page
+from xfer.config.help import GROUPS, config_dir, page
 from xfer.config.verbs import shell, spelt_out
-from xfer.core.errors import ConfigError, JobFailed, OutputError, XferError, closest
+from xfer.core.control_groups import compute_on_busy_cores
+from xfer.core.errors import ConfigError, JobFailed, OutputError, XferError, closest, limit_reached
 from xfer.core.live_line import working
 from xfer.core.log import flush, open_standard, say
 
@@ -30,6 +32,7 @@ def main() -> None:
     """Run the command line and exit with the contract's codes."""
     open_standard()
     import_at_ease()
+    compute_on_busy_cores()
     codes: list[int] = []
     atexit.register(_leave, codes)  # the first to be registered, so the last to be called
     try:
@@ -172,7 +175,7 @@ def _mistake(error: Exception) -> XferError:
         return error
     if isinstance(error, HydraException | OmegaConfBaseException | YAMLError):
         return as_config_error(error)
-    if mistake := custom_part_error(error):
+    if mistake := custom_part_error(error) or limit_reached(error):
         return mistake
     fix = "this is a bug in xfer: run again with XFER_FULL_ERROR=1 and report what it prints"
     return XferError("xfer", f"{type(error).__name__}: {error}", fix, 0)
@@ -259,8 +262,8 @@ def _job(_: DictConfig) -> float | None:
     with _starting:
         from hydra.core.hydra_config import HydraConfig
 
+        from xfer.config.choose import refuse_choice
         from xfer.config.hydra import build
-        from xfer.sweep.choose import refuse_choice
         from xfer.sweep.objective import trial_value
         from xfer.sweep.requirements import refuse_one_run
         from xfer.sweep.soup.soup_stage import refuse_soup_in_a_sweep
@@ -292,16 +295,32 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
     flags: list[str] = []
     overrides: list[str] = []
     takes_value = False
-    for item in arguments:
+    for item, after in zip_longest(arguments, arguments[1:], fillvalue=""):
         if item.startswith("-") and item.partition("=")[0] not in (*_WITH_VALUE, *_ALONE):
-            known = ("--help", "--version", "--allow", *_WITH_VALUE, *_ALONE)
-            fix = closest(item, known)
+            fix = _in_place_of_flag(item, after)
             raise ConfigError("command line", f"there is no flag '{item}'", fix, 15)
         (flags if item.startswith("-") or takes_value else overrides).append(item)
         takes_value = item in _WITH_VALUE
     if takes_value:
         raise ConfigError(arguments[-1], "needs a value", f"type {arguments[-1]} VALUE", 16)
     return flags, overrides
+
+
+def _in_place_of_flag(flag: str, after: str) -> str:
+    """What to type: a key with its value, where other tools have a flag, else the nearest flag."""
+    from xfer.config.catalog import key_called
+    from xfer.config.other_tools import for_key
+
+    word, _, value = flag.lstrip("-").replace("-", "_").partition("=")
+    value = value or (after if after[:1] != "-" and "=" not in after else "")
+    key = key_called(word, [str(config_dir())]) if flag.startswith("--") else ""
+    # Another tool's word is before a key that is only called so in some group.
+    if key != word and (typed := for_key(word, GROUPS, value)):
+        stands = typed.rpartition("=")[2]
+        return f"{typed.removesuffix(stands)}{value}" if value and stands.isupper() else typed
+    if key:
+        return f"type {key}={value or 'VALUE'}"
+    return closest(flag, ("--help", "--version", "--allow", *_WITH_VALUE, *_ALONE))
 
 
 def _check_flags(flags: list[str], overrides: list[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -22,19 +23,17 @@ from xfer.core.types import Plain, Predictions, Samples
 from xfer.core.world import launched, restarted
 from xfer.data.pack import pack
 from xfer.data.tta import tta_words
-from xfer.export import refuse_early
 from xfer.models.head import Knn, Prototype
 from xfer.plan.make import make_plan
-from xfer.plan.preflight import check_folder, check_space
+from xfer.plan.preflight import check_folder, check_space, make_folder, refuse_taken, write_plan
 from xfer.plan.resume import Earlier, check_same, choose, resume_file
-from xfer.plan.run_dir import make_folder, refuse_taken, write_plan
 from xfer.plan.table import brief, table
 from xfer.report.audit_page import audit
 from xfer.report.inputs import Work
-from xfer.report.last_lines import last_lines
+from xfer.report.last_lines import last_lines, told_when_stopped
 from xfer.report.logger_files import attach
 from xfer.report.prediction_page import answer_page
-from xfer.report.side_stages import benchmark, embed, find_rate, worth
+from xfer.report.side_stages import benchmark, embed, find_rate, refuse_late, worth
 from xfer.sweep.fold_jobs import before_fit, check_launcher
 from xfer.sweep.soup.soup_stage import make_soup, plan_soup
 from xfer.training.distributed.launch import leading, next_run
@@ -94,18 +93,24 @@ def _run(specs: Specs) -> Result:
         if earlier and earlier.finished:
             log.info(f"{earlier.folder} is finished: nothing to do")
             return Result(earlier.folder, {}, None)
-        if earlier is None:
-            _check_place(specs)
+        if earlier is None:  # a folder that is taken, or cannot be made, is an error early
+            refuse_taken(specs)
+            if specs.stages or specs.run_dir:
+                check_folder(Path(specs.run_dir or "outputs").expanduser())
+        specs = replace(specs, begun=earlier.begun if earlier else None)
         with working("planning"):
             plan = (plan_soup if "soup" in specs.stages else make_plan)(specs)
-        if "export" in specs.stages:
-            refuse_early(specs.export.writers, plan.card)
-        check_same(earlier, plan.facts) if earlier else check_launcher(plan)
+        refuse_late(plan)
+        if earlier:
+            check_same(earlier, plan.facts)
+        else:
+            check_launcher(plan)
         log.info(brief(plan) if specs.stages else table(plan), extra=LINES)
         if not earlier and (done := _without_folder(specs, plan, began)):
             return done
         folder = earlier.folder if earlier else make_folder(specs)
-        with recorded(folder, resumes=earlier is not None):
+        told = nullcontext() if specs.chosen else told_when_stopped(folder)  # a choice begins anew
+        with told, recorded(folder, resumes=earlier is not None):
             check_space(plan, folder)
             write_plan(plan, folder)
             work = Work(plan, folder, time.perf_counter() - began, began)
@@ -114,13 +119,6 @@ def _run(specs: Specs) -> Result:
         return Result(folder, plan.facts, result)
     finally:
         close_log()
-
-
-def _check_place(specs: Specs) -> None:
-    """Raise OutputError early where the run's folder is taken, or needed and cannot be made."""
-    refuse_taken(specs)
-    if specs.stages or specs.run_dir:
-        check_folder(Path(specs.run_dir or "outputs").expanduser())
 
 
 def _without_plan(specs: Specs, began: float) -> Result | None:
@@ -249,8 +247,7 @@ def _together(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> nn
 
 
 def _fit(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> FitResult:
-    """Solve the head where that is planned; train step by step otherwise, and where the network
-    turns out to be none whose head can be solved."""
+    """Solve the head where that is planned; train step by step otherwise, and where it cannot."""
     if work.plan.specs.optim.solves:
         from xfer.training import exact, fill_head
 
@@ -265,6 +262,7 @@ def _fit(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> FitResu
             work.plan = make_plan(work.plan.asked, str(error))
             write_plan(work.plan, work.folder)
     from xfer.training.fit import fit
+    from xfer.training.mirroring import heeding
     from xfer.training.oom import recall
 
     def shows(history: History) -> None:
@@ -272,7 +270,7 @@ def _fit(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> FitResu
 
     work.plan, ends, held_out = before_fit(work.plan, work.folder)
     fitted = replace(fit(work.plan, work.folder, resume, ends, shows, lead), cv=held_out)
-    work.plan = recall(work.plan, work.folder)  # in the batches that memory sufficed for
+    work.plan = heeding(recall(work.plan, work.folder), fitted.mirrored)  # as it was trained
     return fitted
 
 
@@ -298,25 +296,25 @@ def _evaluate(work: Work, net: nn.Module, lead: Lead) -> None:
     from xfer.evaluation.evaluate import score_of
     from xfer.evaluation.out_of_fold import fitted_on
     from xfer.evaluation.predict import write_logits, write_predictions
+    from xfer.evaluation.statistics import apart
 
+    unseen = dict(work.scores)
     for name, samples in work.plan.dataset.splits.items() if work.plan.dataset else ():
         if name == "train":
             continue
         predicted = _answers(work, net, samples, lead)
         seen = {work.plan.card.splits.get(split): split for split in ("val", "train")}
-        chose, parts = samples.sha256 in seen, work.plan.specs.metrics
-        score = score_of(predicted, used_for_selection=chose, parts=parts)
-        if seen.get(samples.sha256) == "train":
-            trained = f"{name}: these are the images that the checkpoint was trained on"
-            warn(work.warnings, [trained])
-        warn(work.warnings, fitted_on(work.checkpoint(), name, samples.names))
-        warn(work.warnings, saturation(name, predicted, work.plan.specs))
+        score = score_of(predicted, samples.sha256 in seen, work.plan.specs.metrics)
+        known = fitted_on(work.checkpoint(), name, samples.names, seen.get(samples.sha256))
+        warn(work.warnings, [*known, *saturation(name, predicted, work.plan.specs)])
+        unseen |= {} if known else {name: score}
         work.predictions[name], work.scores[name] = predicted, score
         write_predictions(predicted, work.folder / f"predictions_{name}.csv")
         if getattr(work.plan.specs.data, "fold", None) is not None:
             write_logits(predicted, work.folder)
         views = f", {tta}" if (tta := tta_words(work.plan.specs.tta)) else ""
         log.info(f"{name}: {score.title} {score.in_words()}, loss {score.loss:.4f}{views}")
+    warn(work.warnings, apart(unseen))
 
 
 def _without_folder(specs: Specs, plan: Plan, began: float) -> Result | None:
@@ -365,7 +363,7 @@ def _answers(
     work: Work, net: nn.Module, samples: Samples, lead: Lead, broken: list[XferError] | None = None
 ) -> Predictions:
     from xfer.core.device import device_name, device_of
-    from xfer.training.answering import answer
+    from xfer.training.inference import answer
 
     plan, cached = work.plan, work.fitted.cached if work.fitted else None
     if not work.fitted:

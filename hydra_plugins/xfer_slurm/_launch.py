@@ -14,6 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from hydra_plugins.xfer_slurm._request import asked, parameters
 from xfer.config.help import DISTRIBUTION
+from xfer.core.control_groups import leave_threads_open
 from xfer.core.errors import ConfigError, JobFailed, SweepError, XferError
 from xfer.sweep import slurm
 
@@ -39,6 +40,7 @@ class Submitter:
         many as several. ``home`` is the sweep's folder. Raises ConfigError where Slurm refuses."""
         plain, request = asked(self.params, self.given["config"], [row for _, row in rows])
         submitit, launcher = _submitit()
+        leave_threads_open()
         job = launcher(submitit_folder=plain["submitit_folder"])
         job.setup(**self.given)
         home.mkdir(parents=True, exist_ok=True)

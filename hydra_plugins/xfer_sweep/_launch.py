@@ -30,8 +30,7 @@ def slots(launcher: SlotLauncher, accelerator: str, devices: int = 1) -> list[Jo
     """Those that the launcher's options ask for. Raises XferError for what is not there."""
     if accelerator == "gpu" and not visible_gpus():
         check_gpus(accelerator, devices)  # torch may know of one
-    uses_gpu = accelerator in ("auto", "gpu")
-    return divide(launcher.slots, launcher.jobs_per_gpu, uses_gpu, devices)
+    return divide(launcher.slots, launcher.jobs_per_gpu, accelerator, devices)
 
 
 def flags(config: DictConfig) -> list[str]:

@@ -63,7 +63,8 @@ def _parameter(parser: OverridesParser, override: Override) -> Parameter:
     key, value = str(override.key_or_group), override.value()
     if getattr(value, "shuffle", False):
         what = "shuffle gives another order at every call"
-        raise SweepError(key, what, "drop it, or type sweep.sampler=random", 16)
+        fix = f"type {key}=A,B with the values; sweep.sampler=random sweep.n_trials=32 draws them"
+        raise SweepError(key, what, fix, 16)
     if isinstance(value, IntervalSweep):
         # Hydra's grammar leaves out neither.
         low, high = (0.0 if end is None else end for end in (value.start, value.end))

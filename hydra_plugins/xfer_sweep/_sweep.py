@@ -23,7 +23,7 @@ from hydra_plugins.xfer_sweep._space import parse, read
 from xfer.config.hydra import as_config_error, build, job_row, prepare_overrides
 from xfer.config.provenance import override_key
 from xfer.config.specs import Specs
-from xfer.core.settings import Sweep
+from xfer.config.sweep_spec import SweepSpec
 from xfer.sweep.executors.runners import BatchRunner, QueueRunner, SlotRunner
 from xfer.sweep.requirements import SweepRequest
 from xfer.sweep.scheduler import Runner, run_sweep
@@ -107,7 +107,7 @@ def _queues(launcher: Launcher) -> TypeGuard[SlurmLauncher]:
     return isinstance(launcher, SlurmLauncher)
 
 
-def _at_once(options: Sweep, launcher: Launcher) -> int:
+def _at_once(options: SweepSpec, launcher: Launcher) -> int:
     """Jobs that the launcher has at a time: all that are known, fewer where a sampler learns, or
     where the first failure is to end the sweep and the launcher tells of none before all end."""
     if options.sampler == "grid" and (_queues(launcher) or not options.fail_fast):

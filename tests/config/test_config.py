@@ -16,10 +16,10 @@ import yaml
 from shipped import SHIPPED
 
 from xfer.config import other_tools, schema
+from xfer.config.general_keys import STAGES
 from xfer.config.help import GROUPS, config_dir
 from xfer.config.hydra import QUICK_START, compose_specs, prepare_overrides
 from xfer.config.provenance import _accepted
-from xfer.config.specs import STAGES
 from xfer.core.errors import ConfigError, DataError, Problems, SafetyError, XferError
 from xfer.core.types import Dataset
 from xfer.models.head.class_match import Naming, adopt
@@ -373,7 +373,7 @@ def test_a_broken_file_is_named(folder: Path) -> None:
         "torch.optim.SGD",
         "xfer.data.Folder",
         "xfer.optimistic.Sgd",
-        "xfer.training.optim._bad_args",
+        "xfer.training.schedule._position",
         "xfer.training.optim.ConfigError",
         "system",
         "5",
@@ -494,7 +494,7 @@ def test_data_is_not_asked_for_where_no_stage_needs_it(images: str) -> None:
 def test_the_resolved_configuration_spells_out_every_default() -> None:
     config = compose_specs([TASK]).config
     assert config["optim"]["nesterov"] is False
-    assert config["checkpoint"]["tie"] == "first"
+    assert config["checkpoint"]["tie"] == "loss"
     assert set(config) >= {"seed", "stages", "run", "predict", "data", "export"}
 
 
@@ -579,8 +579,9 @@ def test_what_the_words_of_other_tools_lead_to_can_be_typed(typed: str) -> None:
     ("typed", "offered"),
     [
         ("weights=a.pt", "source=file source.path=FILE"),
-        ("model=resnet34", "backbone=timm backbone.name=NAME"),
-        ("model.name=resnet34", "backbone=timm backbone.name=NAME"),
+        ("model=mine", "backbone=timm backbone.name=NAME"),
+        ("model=resnet34", "backbone=timm backbone.name=resnet34"),
+        ("model.name=vit_b_16", "backbone=torchvision backbone.name=vit_b_16"),
         ("data.path=d", "data.root=DIR"),
         ("imgsz=64", "backbone.image_size=PIXELS"),
         ("optim.learning_rate=1", "optim=adamw optim.lr=NUMBER"),

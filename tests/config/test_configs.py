@@ -170,7 +170,10 @@ def test_an_experiment_begins_with_what_it_shows_and_its_command(experiment: str
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_the_help_says_what_the_option_is(group: str, option: str) -> None:
+def test_the_help_says_what_the_option_is(
+    group: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")  # where most lines are broken, and no word
     summary = options(group, [str(CONF)])[option]
     assert len(summary) > 5
     assert re.search(rf"\n{group}=[^=]*\b{option}\b", page([str(CONF)]))

@@ -139,6 +139,16 @@ def test_a_word_that_is_no_verb_has_a_near_one(here: Path) -> None:
     assert "E056: command line: 'trian' is no verb and sets no key. Fix: did you mean 'train'?" in (
         refusal("trian", ".")
     )
+    # A stage that others have as a verb.
+    for word in ("audit", "worth", "evaluate", "test", "finetune"):
+        remedy = shlex.split(refusal(word, ".").partition("Fix: type xfer ")[2])
+        named = ["." if text == "DATA" else text for text in remedy]
+        stage = {"test": "evaluate", "finetune": ""}.get(word, word)
+        stages = [f"stages=[{stage}]"] if stage else []
+        assert spelt_out(named)[: 1 + len(stages)] == ["data.root=.", *stages]
+    assert "E055: .: has no end to report: it is no run folder. Fix: give a run folder" in refusal(
+        "report", "."
+    )
     # What people type who think that the folder alone is enough.
     remedy = shlex.split(refusal("my images").partition("Fix: type xfer ")[2])
     assert spelt_out(remedy) == ["data.root='my images'"]
@@ -146,7 +156,10 @@ def test_a_word_that_is_no_verb_has_a_near_one(here: Path) -> None:
 
 def test_words_that_are_missing_or_too_many_are_told(here: Path) -> None:
     assert "E051: train: needs DATA. Fix: type xfer train DATA" in refusal("train")
-    assert "E051: train: takes DATA alone" in refusal("train", ".", "more")
+    assert "E051: train: takes DATA alone. Fix: type xfer train DATA" in refusal("train", ".", ".")
+    for apart in (["optim.lr", "0.1"], ["optim.lr", "=0.1"]):
+        remedy = refusal("train", ".", *apart).partition("Fix: type ")[2].split()
+        assert spelt_out(["train", ".", *remedy]) == ["data.root=.", "optim.lr=0.1"]
     assert "E051: predict: needs RUN IMAGES" in refusal("predict", "last", "seed=1")
 
 
@@ -172,6 +185,9 @@ def test_a_run_is_a_path_the_end_of_one_or_the_last_that_trained(here: Path) -> 
     job = make_run("multirun/digits/2026-01-03_10-00-00_cccc0f/0", age=7)
     make_run("digits/2026-01-04_10-00-00_dddd0d", stages=["evaluate"])
     assert run_named("last") == new
+    for key in ("checkpoint.path", "source.path"):
+        assert spelt_out(["train", ".", f"{key}=last"])[1:] == [f"{key}={new}"]
+    assert spelt_out(["checkpoint.path=last.ckpt"]) == ["checkpoint.path=last.ckpt"]
     assert run_named("aaaa0e") == run_named("digits_sgd/2026-01-01_10-00-00_aaaa0e") == old
     assert run_named("0") == job  # a whole name before the end of one
     assert run_named(str(old)) == run_named(f"./{old}") == old
@@ -295,14 +311,14 @@ def test_a_run_is_stopped_resumed_asked_and_exported_by_verbs(tmp_path: Path) ->
         assert re.findall(part, again) == re.findall(part, card) != [], part
     assert (run / "result.json").read_bytes() == result and "Drawn anew from what was" in again
     # Beside the model, file after file, and never over one that is there.
-    said = typed("export", "last", "safetensors")
-    assert f"exported into outputs/digits_sgd/{run.name}/export" in said
+    assert f"exported into {run.relative_to(tmp_path)}" in typed("export", "last", "safetensors")
     model = (run / "export" / "model.safetensors").read_bytes()
+    (run / ".export-left" / "half").mkdir(parents=True)  # by one that was killed
     typed("export", "last", "torchscript")
     files = ["labels.json", "model.safetensors", "model.torchscript", "parity.json"]
-    assert sorted(p.name for p in (run / "export").iterdir()) == [*files, "preprocess.json"]
-    rows = json.loads((run / "export" / "parity.json").read_text())
-    assert [row["file"] for row in rows] == files[1:3]
+    assert sorted(p.name for p in run.glob("*export*/*")) == [*files, "preprocess.json"]
+    parity = json.loads((run / "export/parity.json").read_text())
+    assert [row["file"] for row in parity] == files[1:3]
     said = typed("export", "last", "safetensors", "torchscript")
     assert said.count(" is there already, compared with the network: it stays") == 2
     said = typed("export", "last", "safetensors", "export.images=8", code=2)

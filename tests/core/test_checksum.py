@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from xfer.core.checksum import seal, sealed
+from xfer.core.checksum import add_checksum, checksum_holds
 from xfer.core.errors import ResumeError, WeightsError
 from xfer.core.torch_file import load_tensors, save_tensors
 from xfer.core.types import Card, InputSpec
@@ -62,16 +62,16 @@ def test_without_the_seal_torch_would_not_notice(tmp_path):
     path = tmp_path / "x.pt"
     torch.save({"w": torch.ones(500)}, path)
     flip(path, path.read_bytes().index(b"\0\0\x80?" * 9) * 8 + 20)
-    assert sealed(path) is None
+    assert checksum_holds(path) is None
     assert not torch.equal(load_tensors(path)["w"], torch.ones(500))
 
 
 def test_a_sealed_file_is_still_a_zip_file_and_a_torch_file(tmp_path):
     path = checkpoint(tmp_path / "best.ckpt")
-    assert sealed(path) and zipfile.ZipFile(path).testzip() is None
+    assert checksum_holds(path) and zipfile.ZipFile(path).testzip() is None
     assert torch.load(path, weights_only=True)["state_dict"]["w"].sum() == 500
     with pytest.raises(ValueError, match="not a zip file without a comment"):
-        seal(path)
+        add_checksum(path)
 
 
 def saved(folder: Path, *values: int) -> tuple[Path, Path]:
@@ -139,7 +139,9 @@ def test_what_reads_back_otherwise_takes_no_name(tmp_path, monkeypatch):
     from xfer.core.errors import OutputError
 
     save_tensors(tmp_path / "x.ckpt", {"value": 1})
-    monkeypatch.setattr(torch_file, "sealed", lambda path: False)  # a disk that does not keep bytes
+    monkeypatch.setattr(
+        torch_file, "checksum_holds", lambda path: False
+    )  # a disk that does not keep bytes
     with pytest.raises(OutputError, match="reads back otherwise"):
         save_tensors(tmp_path / "x.ckpt", {"value": 2})
     monkeypatch.undo()

@@ -165,7 +165,11 @@ def test_an_archive_with_another_hash_is_not_unpacked(server, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_appeared_meanwhile_is_kept(server, tmp_path):
+def test_a_folder_that_appeared_meanwhile_is_kept(server, tmp_path, monkeypatch):
+    # Not there when somebody looks, and there a moment later.
+    seen = Path.exists
+    monkeypatch.setattr(Path, "exists", lambda p: p != tmp_path / "Canidae" and seen(p))
+
     def answer(handler) -> None:
         (tmp_path / "Canidae").mkdir()
         (tmp_path / "Canidae" / "theirs").touch()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -8,14 +9,22 @@ import stat
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from weights_files import NO_TORCH_FILES, Malice
 
-from xfer.core.errors import OutputError, SafetyError, WeightsError
-from xfer.core.files import atomic_folder, atomic_write, tree_sha256, write_json, write_text
+from xfer.core.errors import HomeError, OutputError, SafetyError, WeightsError
+from xfer.core.files import (
+    atomic_folder,
+    atomic_write,
+    cache_dir,
+    tree_sha256,
+    write_json,
+    write_text,
+)
 from xfer.core.torch_file import load_tensors, save_tensors
 
 SLOW_WRITE = """
@@ -77,6 +86,44 @@ def test_a_written_file_is_whole_alone_and_readable_as_the_umask_says(tmp_path: 
         os.umask(before)
     assert list(target.parent.iterdir()) == [target]
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("of", [stat.S_IFDIR, stat.S_IFREG])
+def test_a_share_that_syncs_no_folder_and_has_no_modes_is_written_to_and_no_other(
+    of: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(handle: int, real: Callable[[int], None] = os.fsync) -> None:
+        if stat.S_IFMT(os.fstat(handle).st_mode) == of:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    def chmod(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "chmod", chmod)
+    if of == stat.S_IFREG:
+        with pytest.raises(OutputError, match="Invalid argument"):
+            write_text(tmp_path / "file", "text")
+        return
+    write_text(tmp_path / "file", "text")
+    atomic_folder(tmp_path / "folder", lambda part: write_text(part / "inside", "more"))
+    assert (tmp_path / "file").read_text() + (tmp_path / "folder/inside").read_text() == "textmore"
+
+
+def test_a_user_without_a_home_is_told_and_helped_by_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(_: int) -> None:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "XFER_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(HomeError, match=r"E708: HOME: is not set.* Fix: type export HOME=DIR"):
+        cache_dir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / ".cache" / "xfer"
 
 
 def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
@@ -185,13 +232,3 @@ def test_a_folder_is_written_whole_and_takes_the_place_of_the_one_there(tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
     (place / "below" / "b.txt").write_text("other")
     assert tree_sha256(place) != before
-
-
-def test_a_folder_that_a_kill_left_half_written_is_removed_by_the_next_run(tmp_path: Path) -> None:
-    from xfer.core.run_status import recorded
-
-    left = tmp_path / "export" / ".hub.abc.part"
-    (left / "below").mkdir(parents=True)
-    (left / ".model.xyz.part").write_text("half")
-    with recorded(tmp_path, resumes=True):
-        assert not left.exists()

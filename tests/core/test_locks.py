@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -12,22 +13,25 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image
 
+from xfer.core.errors import OutputError
 from xfer.core.locks import Lock
 from xfer.core.log import log
-from xfer.core.run_folder import is_live
-from xfer.data.scan import _alone, examine
+from xfer.core.run_folder import is_live, lock
+from xfer.data.scan import alone, examine
 from xfer.sweep.study import _Lock
+from xfer.training.features import feature_dir
 from xfer.training.features.feature_dir import EntryFiles, locked
 
 # Holds each kind of lock in turn, with a data worker forked meanwhile, until it is killed.
 HOLDS = """
 import multiprocessing, os, sys, time
 from pathlib import Path
-from xfer.data.scan import _alone
+from xfer.data.scan import alone
 from xfer.core.run_folder import lock
 from xfer.training.features.feature_dir import EntryFiles, locked
 import fcntl
@@ -36,7 +40,7 @@ folder = Path(sys.argv[2])
 if sys.argv[1] == "run":
     held = lock(folder)
 elif sys.argv[1] == "scan":
-    held = _alone(folder)
+    held = alone(folder, "reads")
     held.__enter__()
 else:
     held = locked(EntryFiles(folder, "0" * 64), fcntl.LOCK_EX)
@@ -82,7 +86,7 @@ def test_a_killed_owner_s_lock_is_free_at_once_while_its_worker_lives(
         if kind == "run":
             assert not is_live(tmp_path)
         elif kind == "scan":
-            with _alone(tmp_path):
+            with alone(tmp_path, "reads"):
                 pass
         else:
             with locked(EntryFiles(tmp_path, "0" * 64), fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -150,3 +154,61 @@ def test_a_lock_that_is_closed_twice_closes_nothing_else(tmp_path: Path) -> None
     lock.close()
     os.fstat(other)
     os.close(other)
+
+
+@pytest.mark.parametrize("lacking", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_once_and_worked_on(
+    lacking: int, tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(lacking, os.strerror(lacking))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr("xfer.core.locks._told", set())
+    with lock(tmp_path), locked(EntryFiles(tmp_path, "0" * 64), fcntl.LOCK_EX), alone(tmp_path, ""):
+        assert not is_live(tmp_path)
+    said = [line for line in lines if "no two runs may work there at once" in line]
+    assert len(said) == 1 and str(tmp_path / ".lock") in said[0]
+    assert os.strerror(lacking) in said[0]
+
+
+def test_what_else_a_lock_fails_of_is_no_lack_of_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(OSError, match="broken"):
+        lock(tmp_path)
+
+
+def test_without_locks_a_run_at_work_is_known_by_the_number_that_it_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "xfer"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as working:
+        assert working.stdout is not None and working.stdout.readline()
+        (tmp_path / ".lock").write_text(f"1\n{working.pid}\n")
+        assert is_live(tmp_path)
+        with pytest.raises(OutputError, match="another process is using this folder"):
+            lock(tmp_path)
+        working.kill()
+    assert not is_live(tmp_path)
+    lock(tmp_path).close()
+
+
+def test_without_locks_nobody_removes_the_features_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = EntryFiles(tmp_path, "0" * 64)
+    entry.array.write_bytes(b"0" * 1000)
+    content = feature_dir._contents(tmp_path)[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOSYS, "no locks")))
+        assert not feature_dir._discard(content) and entry.array.exists()
+    assert feature_dir._discard(content) and not entry.array.exists()

@@ -14,8 +14,7 @@ import pytest
 
 from xfer.core import live_line
 from xfer.core.live_line import working
-from xfer.core.log import LINES, close_log, flush, log, open_log, say
-from xfer.core.word_wrap import wrapped
+from xfer.core.log import LINES, close_log, flush, log, open_log, say, wrapped
 
 
 def test_control_characters_are_written_out_on_the_terminal_and_in_the_file(tmp_path, capsys):

@@ -1,9 +1,24 @@
 from __future__ import annotations
 
 import ast
+import fcntl
+import os
 from pathlib import Path
 
-from xfer.core.run_folder import best_checkpoint, checkpoints, run_of
+import pytest
+
+from xfer.core import locks
+from xfer.core.errors import SafetyError
+from xfer.core.run_folder import (
+    best_checkpoint,
+    checkpoints,
+    entries,
+    is_live,
+    lock,
+    refuse_odd,
+    run_of,
+)
+from xfer.core.run_status import recorded
 
 PACKAGE = Path(__file__).parents[2] / "xfer"
 
@@ -32,3 +47,62 @@ def test_no_other_module_writes_out_where_checkpoints_are() -> None:
     }
     # torch.hub has a folder of that name too.
     assert writers == {"core/run_folder.py", "weights/hub/libraries.py"}
+
+
+def test_what_a_kill_left_half_written_is_removed_by_the_next_run_and_what_a_fold_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    left = tmp_path / "export" / ".hub.abc.part"
+    (left / "below").mkdir(parents=True)
+    (left / ".model.xyz.part").write_text("half")
+    folds, own = tmp_path / "folds", tmp_path / "checkpoints" / "folds"
+    for place in (folds / "2" / "checkpoints", own):
+        place.mkdir(parents=True)
+        (place / ".last.ckpt.abc.part").write_text("half")
+        (place / "kept").write_text("whole")
+    handed_over = tmp_path / ".queued.json.abc.part"  # the sweep notes what Slurm calls this job
+    handed_over.touch()
+    with recorded(tmp_path, resumes=True):
+        assert not left.exists() and not (own / ".last.ckpt.abc.part").exists()
+        assert handed_over.exists()
+        assert (folds / "2" / "checkpoints" / ".last.ckpt.abc.part").read_text() == "half"
+    assert list(entries(tmp_path)) == [own / "kept"]
+
+
+def test_a_file_that_a_fold_renames_meanwhile_is_nothing_odd_and_a_pipe_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "folds" / "0"
+    place.mkdir(parents=True)
+    walked = [(str(place), [], [".last.ckpt.abc.part"])]
+    monkeypatch.setattr(os, "walk", lambda folder: walked)
+    refuse_odd(tmp_path)
+    # One that was renamed between two looks, and took the place of another.
+    (place / ".last.ckpt.abc.part").touch()
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Path, "is_file", lambda path: False)
+        refuse_odd(tmp_path)
+    (place / ".last.ckpt.abc.part").unlink()
+    os.mkfifo(place / ".last.ckpt.abc.part")
+    with pytest.raises(SafetyError, match="is a pipe"):
+        refuse_odd(tmp_path)
+
+
+def test_who_asks_whether_a_run_is_at_work_keeps_nobody_from_asking_or_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking, answers = fcntl.flock, []
+
+    def meanwhile(handle: int, how: int) -> None:
+        asking(handle, how)
+        if how == fcntl.LOCK_SH | fcntl.LOCK_NB and not answers:
+            answers.append(None)
+            answers.append(is_live(tmp_path))
+            monkeypatch.setattr(locks.time, "sleep", lambda _: asking(handle, fcntl.LOCK_UN))
+            lock(tmp_path).close()  # begins while the one above has not let go of it
+
+    lock(tmp_path).close()
+    monkeypatch.setattr(fcntl, "flock", meanwhile)
+    assert not is_live(tmp_path) and answers == [None, False]
+    with lock(tmp_path):
+        assert is_live(tmp_path)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from image_tables import as_pixels, png
+from image_tables import as_pixels
 from pictures import folders
 
-import xfer
 from xfer.core.errors import DataError
 from xfer.core.types import Dataset
 from xfer.data import ArrayFiles
 
 SHAPE = (20, 30)  # height, width
-MODEL = ["backbone=digits_resnet", "source=digits_0_4", "data.batch_size=8", "data.workers=0"]
 
 
 @pytest.fixture(scope="module")
@@ -117,33 +114,6 @@ def test_splits_and_groups_by_array(tmp_path: Path) -> None:
     assert {k: len(s) for k, s in found.splits.items()} == {"train": 8, "val": 4}
     found = ArrayFiles(str(path), columns=("images", "labels"), group="who", folds=3).dataset(True)
     assert set(found.splits["train"].groups) == {"0", "1", "2"}
-
-
-def test_real_photographs_answer_as_png_files_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assets: Path
-) -> None:
-    """Photographs in arrays and the same pixels in a folder of PNG files, all the way."""
-    monkeypatch.chdir(tmp_path)
-    source = tmp_path / "source"
-    for label in ("ants", "bees"):
-        (source / label).mkdir(parents=True)
-        for path in sorted((assets / "Hymenoptera" / "train" / label).iterdir())[:12]:
-            (source / label / path.name).write_bytes(path.read_bytes())
-    images, labels, _ = as_pixels(source, (48, 40))
-    split = np.array((["train"] * 8 + ["val"] * 4) * 2)
-    saved(tmp_path / "x.npz", images=images, labels=labels, split=split)
-    for i, picture in enumerate(images):
-        path = tmp_path / "in" / split[i] / labels[i] / f"{i:02d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(picture))
-    tables = []
-    for words in (["data.root=in"], ["data=arrays", "data.root=x.npz"]):
-        done = xfer.run(overrides=[*words, *MODEL, "stages=[fit,evaluate]"])
-        lines = (done.folder / "predictions_val.csv").read_text().splitlines()
-        tables.append([line.partition(",")[2] for line in lines])
-        names = [line.partition(",")[0] for line in lines[1:]]
-    assert tables[0] == tables[1] and names[0] == "x.npz#images/8"
-    assert json.loads((done.folder / "plan.json").read_text())["classes"] == ["ants", "bees"]
 
 
 # What is refused

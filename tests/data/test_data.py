@@ -5,8 +5,10 @@ import gzip
 import hashlib
 import os
 import re
+import shlex
 import shutil
 import struct
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from pictures import encoded, folders, picture, seed
 from shipped import SHIPPED
 
 import xfer
+from xfer.config.hydra import compose_specs
 from xfer.core.errors import ConfigError, DataError
 from xfer.data import Canidae, Digits, Folder, Manifest, Mnist, Shards
 from xfer.data.pack import pack
@@ -414,7 +417,14 @@ def test_a_misspelt_split_is_to_be_renamed(tmp_path):
 
 @pytest.mark.parametrize(
     ("train", "val", "test"),
-    [("train", "validation", "test"), ("Training", "", "Testing"), ("TRAIN", "valid", "")],
+    [
+        ("train", "validation", "test"),
+        ("Training", "", "Testing"),
+        ("TRAIN", "valid", ""),
+        ("training_data", "", "testing_data"),
+        ("seg_train", "val", "seg_test"),
+        ("trainset", "valid-images 2", "test"),
+    ],
 )
 def test_splits_are_read_under_the_names_that_others_give_them(tmp_path, train, val, test):
     called = {"train": train, "val": val, "test": test}
@@ -443,9 +453,29 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
     Folder(str(root)).dataset(training=True)
 
 
+def test_folders_beside_a_split_that_only_begin_as_it_does_are_left_out(tmp_path):
+    beside = {"train_backup/cat": 1, "train_backup/dog": 1, "train_logs/version_0/cat": 1}
+    found = Folder(str(folders(tmp_path, FULL | beside))).dataset(training=True)
+    assert not any(name.startswith("train_") for s in found.splits.values() for name in s.names)
+    assert found.remarks[0] == "left out (beside the splits): 'train_backup' and 1 more"
+
+
+def test_splits_one_level_too_deep_are_to_be_moved_up(tmp_path):
+    shape = {f"{name}/{name}/{c}": 5 for name in ("seg_train", "seg_test") for c in "ab"}
+    root = str(folders(tmp_path, shape))
+    for name in ("seg_test", "seg_train"):
+        error = refuse(Folder(root), f"{name}: holds one folder, '{name}'", number=303)
+        subprocess.run(error.fix.removeprefix("type "), shell=True, check=True)
+        shutil.rmtree(tmp_path / name)
+    assert set(Folder(root).dataset(training=True).splits) == {"train", "val", "test"}
+
+
 def test_classes_that_are_called_as_splits_stay_classes(tmp_path):
     root = folders(tmp_path, {"valid/1": 3, "valid/2": 3, "invalid/1": 3, "invalid/2": 3})
     refuse(Folder(str(root)), "did you mean 'val'", number=303)  # and no split without a train
+    both = {"train station/1": 5, "train station/2": 5, "test tube/3": 5, "test tube/4": 5}
+    found = Folder(str(folders(tmp_path / "both", both))).dataset(training=True)
+    assert found.classes == ("test tube", "train station")
     assert Folder(str(folders(tmp_path / "flat", {"valid": 5, "Train": 5}))).dataset(
         training=True
     ).classes == ("Train", "valid")
@@ -457,21 +487,19 @@ def test_a_root_whose_classes_lie_deeper_is_remarked_on_with_the_root_to_type(tm
         return [line for line in remarks if "no classes of their own" in line]
 
     deep = {f"set/{c}": 5 for c in ("1", "2", "3")}
-    root = folders(tmp_path / "a", deep | {"examples": 5})
+    root = folders(tmp_path / "my data", deep | {"examples": 5})
     (line,) = told(root)
     assert line.startswith("folders below a class folder") and ": 3, such as 'set/1';" in line
-    deeper = line.rpartition("type data.root=")[2]
+    deeper = compose_specs(shlex.split(line.rpartition("type ")[2])).data.root
     assert Folder(deeper).dataset(training=True).classes == ("1", "2", "3") and not told(deeper)
     assert told(root, group="FOLDER") == []  # who types that knows
     (root / "set" / "x.jpg").write_bytes(encoded("JPEG", 9))
     assert told(root) == []
-    sets = {f"{name}/{c}": 5 for name in ("training_set", "test_set") for c in "ab"}
+    sets = {f"{name}/{c}": 5 for name in ("first", "second") for c in "ab"}
     (line,) = told(folders(tmp_path / "b", sets))
     assert line.endswith("if they are, call the folders above them train, val and test")
-    for name in ("train", "test"):
-        (tmp_path / "b" / f"{'training' if name == 'train' else name}_set").rename(
-            tmp_path / "b" / name
-        )
+    for name, split in (("first", "train"), ("second", "test")):
+        (tmp_path / "b" / name).rename(tmp_path / "b" / split)
     assert Folder(str(tmp_path / "b")).dataset(training=True).classes == ("a", "b")
     split = folders(tmp_path / "c", {f"train/{c}": 5 for c in ("x/1", "x/2", "y/1", "y/2")})
     assert ": 4, such as 'train/x/1'; if they are, call" in told(split)[0]
@@ -667,6 +695,13 @@ def test_paths_without_a_suffix_are_the_files_that_have_one(tmp_path):
     assert error.fix == "write the suffix too: there are 03.jpg and 03.png"
     short[4][0] = "img/03.png"
     assert line.replace("19", "18") in Manifest(str(listed(tmp_path, short))).dataset(True).remarks
+    # Or in the folder beside the list, as most published lists have it.
+    path = str(listed(tmp_path, [[row[0].removeprefix("img/"), *row[1:]] for row in short]))
+    for root in (None, str(tmp_path)):
+        error = refuse(Manifest(path, root), ":2: there is no file", number=317)
+        (typed,) = shlex.split(error.fix.partition("; type ")[2].removesuffix(" for another"))
+        assert typed == f"data.root={tmp_path / 'img'}"
+    Manifest(path, typed.removeprefix("data.root=")).dataset(training=True)
 
 
 CLASSES = ("a,train", "b,train", "c,train", "a,val", "b,val")
@@ -718,8 +753,14 @@ def test_a_list_that_is_not_there_or_no_text_is_named(tmp_path):
     error = refuse(Manifest(str(tmp_path / "lst.csv")), "no such file", number=311)
     assert error.fix == f"did you mean {path}?"
     refuse(Manifest(str(tmp_path)), "cannot be read", number=311)
-    path.write_bytes("path,label\nimg/00.jpg,k\u00e4fer\n".encode("latin-1"))
-    refuse(Manifest(str(path)), "not a CSV file in UTF-8.*save it as CSV, UTF-8", number=312)
+    classes = ("k\u00e4fer", "m\u00fccke")
+    rows = "".join(f"img/{i:02d}.jpg,{classes[i % 2]}\n" for i in range(8))
+    for encoding in ("latin-1", "utf-16"):
+        path.write_bytes(f"path,label\n{rows}".encode(encoding))
+        error = refuse(Manifest(str(path)), "not a CSV file in UTF-8.*save it as", number=312)
+        subprocess.run(error.fix.partition("type ")[2], shell=True, check=True)
+        other = Manifest(str(path.with_suffix(".utf8.csv")))
+        assert other.dataset(training=True).classes == classes
 
 
 def test_a_broken_image_in_a_list_is_named(tmp_path):
@@ -852,7 +893,8 @@ def test_a_list_with_other_columns_is_refused_with_advice_that_works(tmp_path):
     typed: dict[str, object] = {}
     for number, key in ((375, "separator"), (313, "columns")):
         error = refuse(Manifest(file, **typed), "list.csv:1: ", number=number)
-        name, _, value = error.fix.removeprefix("type data.").partition("=")
+        (word,) = shlex.split(error.fix.removeprefix("type "))
+        name, _, value = word.removeprefix("data.").partition("=")
         assert name == key
         typed[key] = tuple(value[1:-1].split(",")) if value[0] == "[" else value
     assert typed == {"separator": "semicolon", "columns": ("Filename", "species")}
@@ -861,7 +903,28 @@ def test_a_list_with_other_columns_is_refused_with_advice_that_works(tmp_path):
     lines = [f"7,{line.replace(';', ',')}" for line in lines]
     (root / "list.csv").write_text("\n".join(["user.id,image,emotion,by", *lines]))
     error = refuse(Manifest(file), "list.csv:1: ", number=313)
-    assert error.fix == "type data.columns=[image,emotion]"
+    assert error.fix == "type 'data.columns=[image,emotion]', or those that you mean"
+    (root / "list.csv").write_text("\n".join(lines * 2))
+    error = refuse(Manifest(file), "list.csv:1: ", number=313)
+    assert error.fix == "let the first line be path,label or path,label,split"  # no header
+    (root / "list.csv").write_text("\n".join(["id,path,label,by", *lines * 2]))
+    error = refuse(Manifest(file, columns=("path", "label")), "7 more are listed again", number=316)
+    assert re.search(r": 11; 12; 13; 14; 15; \.\.\. Fix: let each", str(error))
+
+
+def test_the_folders_of_a_contest_are_no_classes(tmp_path):
+    root = folders(tmp_path, {"train_images": 4, "test_images": 2})
+    (root / "train.csv").write_text("path,label\n")
+    error = refuse(Folder(str(root)), "holds no class folders", number=302)
+    assert error.fix == f"type data=csv data.file={root}/train.csv to read a list"
+
+
+def test_what_a_clone_without_its_large_files_has_in_their_place_is_named(tmp_path):
+    root = folders(tmp_path, {"a": 4, "b": 4})
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 209728\n"
+    (root / "a/00.jpg").write_text(pointer)
+    error = refuse(Folder(str(root)), "a git-LFS pointer, not the file itself", number=310)
+    assert error.fix == "run git lfs pull, or type data.on_bad=skip"
 
 
 def test_a_column_of_splits_that_is_not_read_is_named(tmp_path):

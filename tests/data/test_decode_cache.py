@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 import xfer
 from xfer.core.errors import ConfigError
 from xfer.core.types import Dataset, InputSpec, Samples
-from xfer.data.decode_cache import Decoded, available, decoded, decoded_limit, fitted
+from xfer.data.decode_cache import Decoded, decoded, decoded_limit, fitted
 from xfer.data.image import Arrays, Files
 from xfer.data.preprocess import normalise, prepare
 
@@ -114,35 +114,6 @@ def test_val_is_read_once_and_leaves_the_rest_to_training(files):
     assert len(kept._pixels) == need
     assert len(decoded(data, 10_000, SPEC).splits["train"].images._pixels) == 10_000 - need
     assert len(fitted(data, 100, SPEC).images._pixels) == 50  # its share of the images, no more
-
-
-def machine(root, kilobytes, groups=(), strict=None):
-    """A folder that looks like the system's files: free memory, and ``groups`` of (path, most,
-    taken)."""
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/sys/vm").mkdir(parents=True)
-    (root / "proc/sys/vm/overcommit_memory").write_text("0\n" if strict is None else "2\n")
-    committed = f"CommitLimit: {strict or 0} kB\nCommitted_AS: 0 kB\n"
-    (root / "proc/meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable: {kilobytes} kB\n{committed}")
-    (root / "proc/self/cgroup").write_text("0::/job/step\n")
-    for path, most, taken in groups:
-        folder = root / "sys/fs/cgroup" / path
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "memory.max").write_text(most)
-        (folder / "memory.current").write_text(taken)
-    return root
-
-
-def test_available_is_what_the_system_has_or_a_container_leaves(tmp_path):
-    free = 1024 * 1000
-    assert available(machine(tmp_path / "a", 1000)) == free
-    unlimited = [("job", "max\n", "5\n")]
-    assert available(machine(tmp_path / "b", 1000, unlimited)) == free
-    outer = [("job", "9000\n", "2000\n"), ("job/step", "max\n", "5\n")]
-    assert available(machine(tmp_path / "c", 1000, outer)) == 7000
-    full = [("job/step", "10\n", "20\n")]
-    assert available(machine(tmp_path / "d", 1000, full)) == 0
-    assert available(machine(tmp_path / "e", 1000, strict=300)) == 300 * 1024
 
 
 def test_auto_is_a_tenth_of_the_memory_and_a_number_wins(monkeypatch):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from pictures import picture
 
+from xfer.config.hydra import compose_specs
 from xfer.core.errors import DataError
 from xfer.data import Folder, Manifest
 from xfer.evaluation.predict import find
@@ -154,19 +155,20 @@ def test_a_folder_is_read_or_refused(tmp_path: Path, shape: str):
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_one_split_of_a_data_set_is_no_root_and_the_advice_works(tmp_path: Path, split: str):
-    build(tmp_path / "set", SPLIT)
+    build(tmp_path / "it's a set", SPLIT)
     with pytest.raises(DataError, match=r"E372: .*is one split of a data set") as told:
-        Folder(root=str(tmp_path / "set" / split)).dataset(True)
-    root = told.value.fix.removeprefix("type data.root=")
-    assert set(Folder(root=root).dataset(True).splits) == {"train", "val"}
+        Folder(root=str(tmp_path / "it's a set" / split)).dataset(True)
+    data = compose_specs(shlex.split(told.value.fix.removeprefix("type "))).data
+    assert set(data.dataset(True).splits) == {"train", "val"}
 
 
 def test_a_folder_of_data_sets_names_one_that_works(tmp_path: Path):
-    build(tmp_path, {f"{d}/{n}": k for d in ("pets", "birds") for n, k in SPLIT.items()})
+    build(tmp_path, {f"{d}/{n}": k for d in ("my pets", "birds") for n, k in SPLIT.items()})
+    (tmp_path / "birds").rename(tmp_path / "our birds")
     with pytest.raises(DataError, match="E371") as told:
         Folder(root=str(tmp_path)).dataset(True)
-    root = told.value.fix.removeprefix("did you mean data.root=").removesuffix("?")
-    assert Folder(root=root).dataset(True).classes == ("cat", "dog")
+    (typed,) = shlex.split(told.value.fix.removeprefix("did you mean ").removesuffix("?"))
+    assert compose_specs([typed]).data.dataset(True).classes == ("cat", "dog")
 
 
 def test_photographs_of_a_telephone_are_read_when_they_are_converted_as_told(tmp_path: Path):

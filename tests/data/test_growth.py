@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
 import tarfile
@@ -13,10 +14,20 @@ import numpy as np
 import pytest
 
 from xfer.core import long_array
+from xfer.core.text_columns import Made
 from xfer.core.types import Predictions
 from xfer.data import Folder, Shards, scan
+from xfer.data.image_hash import alike
 from xfer.data.scan import Facts
+from xfer.evaluation import leave_one_out
+from xfer.evaluation.leave_one_out import coordinates
+from xfer.evaluation.neighbours import directions
 from xfer.evaluation.predict import write_predictions
+from xfer.report.confidence import recall_curves
+from xfer.training import feature_moments
+from xfer.training.calibrate import before_and_after
+from xfer.training.cross_validation import HeadProblem
+from xfer.training.logistic import Problem
 
 FEW, MANY, A_SHARD = 1000, 4000, 250
 MOST = 100  # bytes an image
@@ -75,6 +86,31 @@ def test_a_plan_takes_a_hundred_bytes_an_image_at_most(
         assert growth(lambda count: data[count].dataset(True)) < MOST, turn
 
 
+def test_looks_are_compared_without_holding_them() -> None:
+    looks = Made(3 * MANY, lambda i: hashlib.sha256(bytes(str(i), "ascii")).hexdigest())
+    assert growth(lambda count: alike(looks[:1], looks[1 : 3 * count])) < 20  # its bits have 256
+    assert alike(looks[:3], looks[1:MANY]).tolist() == [[1, 0], [2, 1]]
+
+
+def test_of_looks_that_are_all_alike_only_those_asked_for_are_held() -> None:
+    same = [hashlib.sha256(b"0").hexdigest()] * MANY
+    none = lambda i, j: i > len(same) + j  # noqa: E731
+    assert growth(lambda count: alike(same[:count], same[:count], none)) < 10_000  # all: 40,000
+
+
+def test_held_out_images_are_answered_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_moments, "_BLOCK", 1 << 12)
+    features = np.random.default_rng(0).normal(size=(MANY, 64)).astype(np.float32)
+    labels = np.arange(MANY) % 3
+    given = ((), 3, lambda counts: None, False, 0.0, (0.1,), 2, 0)
+    problems, theta = dict[int, Problem](), np.ones((3, 65))
+    for count in (FEW, MANY):
+        some = features[:count]
+        problems[count] = Problem(HeadProblem([some], some, labels[:count], *given).rows())
+    into = np.empty((MANY, 3), np.float32)
+    assert growth(lambda count: problems[count].answer(theta, 0, into[:count])) < 20  # a fold: 256
+
+
 def test_a_table_of_predictions_is_written_without_holding_it(tmp_path: Path) -> None:
     names = [f"{i:09d}.jpg" for i in range(MANY)]
     logits = np.random.default_rng(0).normal(size=(MANY, 50)).astype(np.float32)
@@ -85,3 +121,35 @@ def test_a_table_of_predictions_is_written_without_holding_it(tmp_path: Path) ->
 
     assert growth(write) < 20  # its lines have 500
     assert len((tmp_path / "p").read_text().splitlines()) == MANY + 1
+
+
+def test_a_report_holds_neither_curves_nor_scaled_answers_by_image() -> None:
+    drawn = np.random.default_rng(0)
+    labels = drawn.integers(0, 10, MANY)
+    logits = drawn.normal(size=(MANY, 10)).astype(np.float32)
+    names = Made(MANY, str)
+    scaled = {"method": "temperature", "temperature": 2.0, "fitted_on": "val"}
+
+    def held(make: Callable[[Predictions], object], count: int) -> int:
+        classes = tuple("abcdefghij")
+        answers = Predictions(names[:count], logits[:count], labels[:count], classes)
+        tracemalloc.start()
+        made = make(answers)
+        gc.collect()
+        kept = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        del made
+        return kept
+
+    for make in (recall_curves, lambda answers: before_and_after(scaled, answers, True, 0)):
+        kept = [held(make, count) for count in (FEW, FEW, MANY)]
+        assert kept[2] - kept[1] < 10 * (MANY - FEW)  # they had 160 and 120 an image
+
+
+def test_directions_of_features_are_where_the_system_can_take_them_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leave_one_out, "BLOCK", 1 << 12)
+    features = np.random.default_rng(0).normal(size=(MANY, 64)).astype(np.float32)
+    at = {count: coordinates(features[:count]) for count in (FEW, MANY)}
+    assert growth(lambda count: directions(at[count])) < 50  # they have 256

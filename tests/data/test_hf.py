@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,6 @@ import pytest
 from image_tables import rows_of
 from pictures import encoded, folders
 
-import xfer
 from xfer.core.errors import ConfigError, DataError
 from xfer.core.types import Dataset
 from xfer.data import Folder, HuggingFace, Shards
@@ -22,7 +19,6 @@ from xfer.data.pack import pack
 datasets = pytest.importorskip("datasets", reason="the library datasets is not installed")
 
 FULL = {f"{split}/{c}": 4 for split in ("train", "val") for c in ("cat", "dog")}
-MODEL = ["backbone=digits_resnet", "source=digits_0_4", "data.batch_size=8"]
 
 
 @pytest.fixture(autouse=True)
@@ -132,29 +128,6 @@ def test_paths_in_place_of_bytes_and_the_cache_of_the_library(
     first = two.splits["val"]
     at = one.splits["val"].names.index(str(Path(first.names[0]).relative_to(root)))
     assert np.array_equal(first.images[0], one.splits["val"].images[at])
-
-
-def test_real_photographs_answer_the_same(
-    assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The whole way with worker processes: training, cached features and predictions."""
-    monkeypatch.chdir(tmp_path)
-    for split, count in (("train", 10), ("val", 6)):
-        for label in ("dogs", "wolves"):
-            (tmp_path / "in" / split / label).mkdir(parents=True)
-            for path in sorted((assets / "Canidae" / split / label).iterdir())[:count]:
-                shutil.copy(path, tmp_path / "in" / split / label)
-    saved(tmp_path / "in", tmp_path / "out", shards=2)
-    left = []
-    for words in (
-        ["data.root=in", "data.workers=0"],
-        ["data=hf", "data.root=out", "data.workers=1"],
-    ):
-        done = xfer.run(overrides=[*words, *MODEL, "stages=[fit,evaluate]"])
-        plan = json.loads((done.folder / "plan.json").read_text())
-        table = (done.folder / "predictions_val.csv").read_text().splitlines()
-        left.append(([line.rpartition("/")[2] for line in table], plan["classes"]))
-    assert left[0] == left[1] and left[0][0][-1].startswith("wolves_0125.jpg,wolves,")
 
 
 # What is refused

@@ -19,7 +19,7 @@ from PIL import Image
 from xfer.core.errors import DataError
 from xfer.data import Folder, scan
 from xfer.data.image import Arrays, Files, decode
-from xfer.data.scan import Facts, _alone, broken_files, examine
+from xfer.data.scan import Facts, alone, broken_files, examine
 
 JPEG, PNG, GIF = encoded("JPEG"), encoded("PNG"), encoded("GIF")
 
@@ -120,12 +120,31 @@ def test_exif_orientation_is_applied(tmp_path, orientation, suffix):
     assert np.array_equal(np.asarray(decode(path)), np.asarray(upright))
 
 
+TURNED = b"\x01\x12\0\x03\0\0\0\x01\0\x06\0\0"  # by a quarter
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_a_broken_exif_block_does_not_break_the_photograph(tmp_path):
-    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0"
+@pytest.mark.parametrize(
+    ("table", "size", "told"),
+    [(TURNED[:6], (96, 64), True), (TURNED, (64, 96), False), (b"", (96, 64), True)],
+)
+def test_a_broken_exif_block_does_not_break_the_photograph_and_is_told_where_it_may_turn_it(
+    tmp_path, caplog, table, size, told
+):
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x05" + table
     path = write(tmp_path / "x.jpg", encoded("JPEG", exif=exif))
     hashes([path], tmp_path)
-    assert decode(path).size == (96, 64)
+    assert decode(path).size == size
+    said = f"{path}: its EXIF block is damaged before it says how the picture is turned"
+    assert (said in caplog.text) is told
+
+
+def test_what_pillow_says_of_a_broken_exif_block_names_no_file_and_is_not_printed():
+    exif = repr(b"Exif\0\0MM\0*\0\0\0\x08\0\x05" + TURNED)
+    code = f"import io; from PIL import Image; import xfer.data.image as i; f = io.BytesIO(); \
+Image.new('RGB', (9, 6)).save(f, 'JPEG', exif={exif}); print(i.decode_bytes(f.getvalue()).size)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(6, 9)\n", "")
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP", "TIFF", "MPO"])
@@ -381,7 +400,7 @@ def test_a_png_header_that_lies_about_its_size_is_refused(tmp_path):
 def test_a_scan_waits_for_the_one_that_is_at_work(tmp_path):
     path, found = write(tmp_path / "x.jpg", JPEG), []
     thread = Thread(target=lambda: found.append(hashes([path], tmp_path)))
-    with _alone(tmp_path):
+    with alone(tmp_path, "reads"):
         thread.start()
         thread.join(0.3)
         assert not found

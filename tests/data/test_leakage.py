@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import warnings
 
+import numpy as np
 import pytest
 from pictures import encoded, folders, picture
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from xfer.core.errors import DataError
 from xfer.data import Folder
@@ -74,6 +76,24 @@ def test_strangers_are_not_alike(tmp_path):
     assert len(set(looks)) == 300
     assert list(alike(looks[:150], looks[150:])) == []
     assert [(i, j) for i, j in alike(looks, looks) if i != j] == []
+
+
+def saved_anew(image):
+    image.save(file := io.BytesIO(), "JPEG", quality=90)
+    return Image.open(file)
+
+
+def test_strokes_on_plain_ground_are_alike_only_where_they_are_the_same():
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(200):
+        drawn.append(Image.new("L", (105, 105), 255))
+        points = [tuple(xy) for xy in rng.integers(30, 75, (3, 2)).tolist()]
+        ImageDraw.Draw(drawn[-1]).line(points, fill=0, width=4)
+    looks = [look(image) for image in drawn]
+    assert sum(i < j for i, j in alike(looks, looks)) < 20  # and not 3,918 of 19,900
+    anew = [look(saved_anew(image)) for image in drawn]
+    assert sum(i == j for i, j in alike(looks, anew)) > 150
 
 
 def test_flat_pictures_have_no_look():

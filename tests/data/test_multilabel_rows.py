@@ -29,6 +29,28 @@ def read(path: Path, **options: object) -> object:
     return Manifest(file=str(path), leakage="ignore", **options).labelled(True)  # type: ignore[arg-type]
 
 
+def test_a_json_list_of_one_label_an_image_is_read_as_one_class_an_image(
+    place: tuple[Path, Rows], tmp_path: Path
+) -> None:
+    folder, rows = place
+    one = [(name, labels[0]) for name, labels in rows if len(labels) == 1]
+    (folder / "one.csv").write_text("\n".join(["path,label", *map(",".join, one)]))
+    entries = [{"path": name, "labels": [label]} for name, label in one]
+    (folder / "one.json").write_text(json.dumps(entries))
+    lists = [
+        Manifest(file=str(folder / f"one.{form}"), leakage="ignore") for form in ("csv", "json")
+    ]
+    csv, listed = (one.dataset(True) for one in lists)
+    assert listed.classes == csv.classes and listed.remarks == csv.remarks
+    for split, samples in csv.splits.items():
+        assert listed.splits[split].names == samples.names
+        assert (listed.splits[split].labels == samples.labels).all()
+    for odd in ({"labels": []}, {"labels": ["a", "b"]}, {"labels": ["a"], "unknown": ["b"]}):
+        (folder / "one.json").write_text(json.dumps([*entries[1:], {**entries[0], **odd}]))
+        with pytest.raises(DataError, match=r"E389: \S+one\.json\[\d+\]: .*type task=multilabel"):
+            lists[1].dataset(True)
+
+
 def test_three_forms_say_the_same(place: tuple[Path, Rows]) -> None:
     folder, rows = place
     entries = [{"path": name, "labels": labels} for name, labels in rows]
@@ -251,9 +273,18 @@ def test_a_column_a_class_beside_paths_of_another_name_is_read_as_the_error_says
     path.write_text(path.read_text().replace("path,", "Filenames,", 1))
     with pytest.raises(DataError, match=r"E313: .*no single column 'path'") as refused:
         read(path)
-    assert "call the one of the paths 'path'; if one column" in refused.value.fix
-    path.write_text(path.read_text().replace("Filenames,", "path,", 1))
-    assert read(path).classes == tuple(labelled.LABELS)
+    (typed,) = re.findall(r"type '(data\.columns=\[Filenames\])'; if one column", refused.value.fix)
+    single = compose_specs(["data=csv", f"data.file={path}"]).data
+    with pytest.raises(DataError, match=r"E313: ") as refused:
+        single.dataset(True)
+    assert f"'{typed}' and task=multilabel; else type" in refused.value.fix
+    several = ["task=multilabel", "data=csv", f"data.file={path}", typed, "data.leakage=ignore"]
+    assert compose_specs(several).data.labelled(True).classes == tuple(labelled.LABELS)
+    with pytest.raises(DataError, match=r"E313: .*'Filenames' is one column, and no class"):
+        compose_specs(several[1:]).data.dataset(True)
+    path.write_text(path.read_text().replace("Filenames,", "a/b,", 1))  # hard to type
+    with pytest.raises(DataError, match="call the one of the paths 'path'; if one column"):
+        read(path)
 
 
 def test_a_sign_in_few_labels_is_a_remark_where_it_divides_them_into_labels(tmp_path: Path) -> None:

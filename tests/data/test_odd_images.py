@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import warm
 from pictures import encoded, picture
 from PIL import Image
 
@@ -113,6 +114,43 @@ def test_what_is_no_image_or_a_bomb_is_refused_in_little_memory(tmp_path, name):
     assert grown < 300_000  # kB
     with pytest.raises(DataError, match=r"x\.jpg"):
         decode(tmp_path / "x.jpg")
+
+
+def spoilt(compression: str, at: int, end: int) -> bytes:
+    mode = "1" if compression == "group4" else "RGB"
+    data = saved(picture(1, (96, 64), mode), "TIFF", compression=compression)
+    return data[:at] + bytes(end - at) + data[end:]
+
+
+RAW = {
+    "bomb.png": png(9500, 9500),
+    "bombs.png": png(13500, 13500),
+    "cut.tif": saved(picture(1, (96, 64)), "TIFF", compression="tiff_deflate")[:-200],
+    "fax.tif": spoilt("group4", 300, 310),
+    "lzw.tif": spoilt("tiff_lzw", 100, 400),
+}
+
+
+def test_what_libraries_print_of_a_file_is_said_by_name_or_kept_out(tmp_path):
+    for name, data in RAW.items():
+        (tmp_path / name).write_bytes(data)
+    script = (
+        "from pathlib import Path\n"
+        "from xfer.core.log import open_log\n"
+        "from xfer.data.scan import inspect\n"
+        "open_log(None)\n"
+        f"for name in {list(RAW)}: print(name, inspect(Path(name)).problem, flush=True)\n"
+    )
+    process = warm.start(tmp_path, script=script)
+    said, _ = process.communicate()
+    assert said.splitlines() == [
+        "bomb.png 9500 x 9500 pixels, more than 64,000,000 in all",
+        "bombs.png its pixels are more than 64,000,000 in all",
+        "cut.tif it is not an image",
+        "fax.tif is damaged, and taken as far as it can be decoded",
+        "fax.tif None",
+        "lzw.tif its pixels cannot be decoded",
+    ]
 
 
 def test_sixteen_bits_of_colour_keep_their_colour(tmp_path):

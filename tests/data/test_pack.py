@@ -11,7 +11,9 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +22,13 @@ from pictures import encoded, folders, picture
 import xfer
 from xfer.config.hydra import compose_specs
 from xfer.config.verbs import override, shell, spelt_out
+from xfer.core import locks
 from xfer.core.errors import CombinationError, CommandError, DataError, OutputError, XferError
 from xfer.core.types import Dataset
 from xfer.data import ArrayFiles, Digits, Folder, Manifest, Shards
+from xfer.data import pack as pack_module
 from xfer.data.pack import pack
+from xfer.data.unlabelled import in_source
 from xfer.report.comparison.thumbnails import thumbnail
 
 FULL = {f"{split}/{c}": 4 for split in ("train", "val", "test") for c in ("cat", "dog")}
@@ -144,8 +149,21 @@ def test_a_comparison_shows_the_images_of_shards(root: Path, tmp_path: Path) -> 
 def test_shards_that_are_read_as_a_folder_have_a_remedy(tmp_path: Path, cats: str) -> None:
     folders(tmp_path / "in", {cats: 2, cats.replace("cat", "dog"): 2})
     out = pack(Folder(str(tmp_path / "in")), str(tmp_path / "out"), 1)
-    with pytest.raises(DataError, match=r"E30[27].*Fix: type data=shards to read its tar files"):
+    with pytest.raises(DataError, match=r"E30[27].*Fix: type data=shards to read its "):
         Folder(str(out)).dataset(True)
+
+
+def test_shards_that_were_not_copied_with_their_pack_json_are_named(tmp_path: Path) -> None:
+    folders(tmp_path / "in", {"cat": 2, "dog": 2})
+    out = pack(Folder(str(tmp_path / "in")), str(tmp_path / "out"), 1)
+    for path in out.rglob("images-*"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"E302.*Fix: type data=shards to read its pack.json files"):
+        Folder(str(out)).dataset(True)
+    assert "data=shards" in spelt_out(["train", str(out)])
+    for read in (Shards(str(out)).dataset, lambda _: in_source(out)):
+        with pytest.raises(DataError, match=r"E383: .*'images-000000.tar', and it is not there"):
+            read(True)
 
 
 # The shards
@@ -215,6 +233,33 @@ def killed_at(step: int, root: Path, out: Path) -> bool:
         finally:
             os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_pack_waits_for_another_of_the_same_and_removes_nothing_of_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (began, begins), (goes_on, go_on), fill = os.pipe(), os.pipe(), pack_module._fill
+
+    def paused(part: Path, *given: object) -> object:
+        facts = fill(part, *given)  # type: ignore[arg-type]
+        os.write(begins, b"1")
+        os.read(goes_on, 1)
+        return facts
+
+    child = os.fork()
+    if not child:
+        try:
+            pack_module._fill = paused  # type: ignore[assignment]
+            pack(Folder(str(root)), str(tmp_path / "out"), 1)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.read(began, 1)
+    monkeypatch.setattr(locks, "_PATIENCE", 0)
+    monkeypatch.setattr(locks, "owner", lambda handle: os.write(go_on, b"123") and "another")
+    pack(Folder(str(root)), str(tmp_path / "out"), 1)
+    os.write(go_on, b"123")
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_what_was_damaged_or_replaced_is_written_again(root: Path, tmp_path: Path) -> None:
@@ -288,8 +333,6 @@ def test_a_list_is_packed_under_the_names_that_it_has(root: Path, tmp_path: Path
     given = Manifest(file=str(path), columns=("path", "label")).dataset(True)
     assert facts(given) == facts(Shards(str(tmp_path / "out")).dataset(True))
     # What shards cannot hold is refused, and what is said to be typed works.
-    with pytest.raises(CombinationError, match=r"E049: data\.group: is 'film'.*Fix: drop it"):
-        xfer.run(None, [*command, columns, "data.group=film", f"pack.out={tmp_path / 'none'}"])
     far = write_list(root / "val/far.csv", {str(root / name): "x" for name in names})
     with pytest.raises(
         DataError, match=r"E384: .*lies outside of .*let paths be absolute"
@@ -299,6 +342,47 @@ def test_a_list_is_packed_under_the_names_that_it_has(root: Path, tmp_path: Path
     far = Manifest(file=str(far), root=typed, columns=("path", "label"))
     out = pack(far, str(tmp_path / "far"), 1)
     assert len(Shards(str(out)).dataset(True).splits["train"]) == 6
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_groups_by_a_column_are_those_of_the_shards(
+    root: Path, tmp_path: Path, several: bool
+) -> None:
+    names = {f"train/{c}/0{i}.jpg": f"film {i // 2}" for c in ("cat", "dog") for i in range(4)}
+    how: dict[str, Any] = {"columns": ("path", "label"), "group": "film"}
+    given = Manifest(file=str(write_list(root / "list.csv", names)), **how)
+    out, read = tmp_path / "out", "labelled" if several else "dataset"
+    pack(given, str(out), 1, several)
+    before = content(out)
+    index = out / "images-000000.index.json"
+    held = json.loads(index.read_text())
+    # What does not say all groups is written again.
+    index.write_text(json.dumps(held | {"groups": held["groups"][::-1]}))
+    pack(given, str(out), 1, several)
+    assert content(out) == before
+    for more in ({"val_fraction": 0.5}, {"folds": 2, "repeats": 2}):
+        found = [
+            getattr(source, read)(True).splits
+            for source in (replace(given, **more), Shards(str(out), group="film", **more))
+        ]
+        for split in found[0].keys() | found[1].keys():
+            one, two = (each[split] for each in found)
+            assert (one.names, one.groups, one.sha256) == (two.names, two.groups, two.sha256)
+            assert len(set(one.groups)) in (1, 2) and np.array_equal(one.folds, two.folds)
+    with pytest.raises(DataError, match=r"E392: .*groups by 'films': it has 'film'") as error:
+        getattr(Shards(str(out), group="films"), read)(True)
+    typed = error.value.fix.rpartition("data.group=")[2]
+    assert getattr(Shards(str(out), group=typed, folds=2), read)(True).splits["train"].groups
+    plain = pack(replace(given, group=None), str(tmp_path / "plain"), 1, several)
+    with pytest.raises(DataError, match=r"E392: .*Fix: type xfer pack .* data\.group=film;"):
+        getattr(Shards(str(plain), group="film"), read)(True)
+
+
+def test_a_column_that_is_called_as_folders_are_is_not_packed(root: Path, tmp_path: Path) -> None:
+    path = write_list(root / "list.csv", {"train/cat/00.jpg": "x", "train/dog/00.jpg": "y"})
+    path.write_text(path.read_text().replace("film", "FOLDER"))
+    with pytest.raises(CombinationError, match=r"E049: data\.group: is the column 'FOLDER'"):
+        pack(Manifest(file=str(path), group="FOLDER"), str(tmp_path / "out"), 1)
 
 
 def test_arrays_are_trained_on_as_they_are(tmp_path: Path) -> None:

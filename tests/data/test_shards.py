@@ -310,6 +310,7 @@ def test_a_member_larger_than_an_image_may_be_is_refused(tmp_path: Path) -> None
 
 
 def test_a_compressed_tar_is_made_plain_by_what_the_error_says(tmp_path: Path) -> None:
+    (tmp_path := tmp_path / "it's mine").mkdir()
     plain = write_tar(tmp_path / "x.tar", samples("abab"))
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(plain.read_bytes()))
     plain.unlink()
@@ -323,6 +324,7 @@ def test_a_compressed_tar_is_made_plain_by_what_the_error_says(tmp_path: Path) -
 
 
 def test_folders_that_hold_no_shards_or_those_of_another_split_are_refused(tmp_path: Path) -> None:
+    (tmp_path := tmp_path / "it's mine").mkdir()
     refused(tmp_path, 377, "holds no tar files")
     tar = write_tar(tmp_path / "validation" / "x.tar", samples("abab"))
     error = refused(tmp_path, 385, "did you mean 'val'")

@@ -143,8 +143,8 @@ def test_it_is_in_every_file_of_a_run(optim: str, here: Path) -> None:
 def test_it_has_arguments_and_a_better_end(here: Path) -> None:
     typed = [f"trainer.metrics={{{SURPRISE}}}", "checkpoint.monitor=val_surprise"]
     with pytest.raises(ConfigError, match=r"E272.*the best val_surprise is its minimum"):
-        xfer.run("digits_sgd", [*typed, "stages=[]"])
-    xfer.run("digits_sgd", [*typed, "checkpoint.mode=min", "stages=[]"])
+        xfer.run("digits_sgd", [*typed, "checkpoint.mode=max", "stages=[]"])
+    xfer.run("digits_sgd", [*typed, "stages=[]"])
     node = "trainer.metrics={b: {_target_: scored.Balanced, power: 2.0}}"
     assert compose_specs(["experiment=digits_sgd", node]).metrics["b"].power == 2.0
 

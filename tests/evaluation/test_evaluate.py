@@ -86,7 +86,7 @@ def test_unknown_labels_leave_the_column_out(tmp_path):
 
 
 def test_mistakes_come_most_confident_first():
-    found = predictions([[1, 0], [0, 3], [0, 2], [5, 0]], [0, 0, 0, 0])
-    assert most_wrong(found) == [1, 2]
-    assert most_wrong(found, limit=1) == [1]
-    assert most_wrong(predictions([[0, 1]], None)) == []
+    logits = [[1, 0], [0, 3], [0, 2], [5, 0], [0, 2]]
+    found = predictions(logits, [0, 0, 0, 0, 0], ["a", "b", "d", "e", "c"])
+    assert most_wrong(found).tolist() == [1, 4, 2]  # equals by name
+    assert most_wrong(predictions([[0, 1]], None)).tolist() == []

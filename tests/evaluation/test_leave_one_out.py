@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from xfer.evaluation import leave_one_out as module
-from xfer.evaluation.leave_one_out import coordinates, leave_one_out
+from xfer.evaluation.leave_one_out import coordinates, leave_one_out, without_some
 
 
 def drawn(count: int, width: int, classes: int = 3, seed: int = 0):
@@ -37,6 +37,23 @@ def test_every_image_left_out_equals_a_fit_without_it(shape) -> None:
         assert np.abs(found.apart[image] - apart).max() < 1e-10
         moved = np.sqrt(((without - found.answers) ** 2).sum() / len(labels))
         assert found.effect[image] == pytest.approx(moved, abs=1e-10)
+
+
+@pytest.mark.parametrize("shared", [5, 7])
+def test_columns_that_share_a_deviation_weigh_half_of_others(shared: int) -> None:
+    features, labels = drawn(40, 12)
+    features *= np.geomspace(1, 9, 12, dtype=np.float32)
+    z = features - features.mean(axis=0, dtype=np.float64)
+    z[:, :-shared] /= z[:, :-shared].std(axis=0)
+    z[:, -shared:] *= np.sqrt(0.5 * 5 * 40 / (z[:, -shared:] ** 2).sum())
+    found = leave_one_out(coordinates(features, shared), labels, 3)
+    left = np.arange(40) != 3
+    fit = Ridge(alpha=found.penalty).fit(z[left], np.eye(3)[labels[left]])
+    assert np.abs(found.without(3) - fit.predict(z)).max() < 1e-6
+    some = without_some(features, np.eye(3)[labels], found.penalty, [3], shared)
+    assert np.abs(some.answers - found.answers).max() < 1e-6
+    alone = coordinates(np.hstack([np.ones((40, 3), np.float32), features]), 12)
+    assert len(alone.squares) == 0  # half of nothing
 
 
 def test_how_many_others_change_their_class() -> None:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 import xfer
+from xfer.config.hydra import compose_specs
 from xfer.core.errors import ConfigError, SweepError
 from xfer.evaluation import metrics
 from xfer.evaluation.metrics import Answers, Metric, names
+from xfer.plan.multilabel_task import watched
 from xfer.sweep.objective import Objective, objectives
-from xfer.training.checkpoint import CheckpointPolicy
 
 STAGES = ("fit", "evaluate")
 
@@ -37,7 +38,7 @@ def test_a_new_metric_is_in_every_file_of_a_run(
     monkeypatch.chdir(tmp_path)
     overrides = [
         *("trainer.max_epochs=2", "stages=[fit,evaluate,report]", "report.maps=0"),
-        *("checkpoint.monitor=val_brier", "checkpoint.mode=min"),
+        "checkpoint.monitor=val_brier",
     ]
     folder = xfer.run("digits_sgd", overrides).folder
     with (folder / "metrics.csv").open() as stream:
@@ -59,9 +60,10 @@ def test_a_new_metric_is_in_every_file_of_a_run(
 
 def test_a_new_metric_is_monitored_and_looked_for_at_its_better_end(row: Metric) -> None:
     with pytest.raises(ConfigError, match="the best val_brier is its minimum"):
-        CheckpointPolicy(monitor="val_brier")
-    monitor = (CheckpointPolicy(monitor="val_brier", mode="min").monitor, "min")
-    (found,) = objectives({}, monitor, STAGES)
+        compose_specs(["checkpoint.monitor=val_brier", "checkpoint.mode=max"])
+    compose_specs(["checkpoint.monitor=val_brier", "checkpoint.mode=min"])
+    assert watched(compose_specs(["checkpoint.monitor=val_brier"])) == ("val_brier", "min")
+    (found,) = objectives({}, ("val_brier", "min"), STAGES)
     assert (found.metric, found.direction, found.is_share) == ("val_brier", "minimize", False)
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from xfer.core.types import Score
 from xfer.evaluation.metrics import names, score, values
 from xfer.evaluation.metrics import names as logged
-from xfer.evaluation.statistics import wilson
+from xfer.evaluation.statistics import apart, wilson
 
 
 def answers(n: int, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,6 +40,11 @@ def test_every_metric_is_what_scikit_learn_says(n: int, classes: int) -> None:
     assert {f"val_{name}" for name in found} | {"train_loss"} == set(names(classes))
 
 
+def scored(right: int, n: int) -> Score:
+    logits = np.where(np.arange(n)[:, None] < right, [0.0, 1.0], [1.0, 0.0])
+    return score(logits, np.ones(n, np.int64), ("a", "b"), used_for_selection=False)
+
+
 def test_the_calibration_error_is_the_mean_gap_between_confidence_and_accuracy() -> None:
     # Confidences 0.9, 0.9 (one right) and 0.6 (right): gaps 0.4 and 0.4 in bins of 2/3 and 1/3.
     share = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])
@@ -59,6 +65,16 @@ def test_wilsons_interval_has_its_published_values(
     right: int, n: int, low: float, high: float
 ) -> None:
     assert wilson(right, n) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_a_test_split_of_another_kind_is_told_from_bad_luck() -> None:
+    def scores(right: int, n: int) -> dict[str, Score]:
+        return {"val": scored(81, 96), "test": scored(right, n)}
+
+    (line,) = apart(scores(120, 240))
+    assert "0.5000 of 240 images, 0.8438 of 96" in line
+    assert apart(scores(180, 240)) == [] and apart(scores(240, 240)) == []
+    assert apart({"val": scored(81, 96)}) == [] and apart({}) == []
 
 
 def test_wilsons_interval_of_nothing_says_nothing() -> None:

@@ -8,12 +8,8 @@ from scipy import optimize, stats
 from sklearn.metrics import average_precision_score
 
 from xfer.core.types import sigmoid
+from xfer.evaluation.calibration import calibrate, fit_temperature, fit_vector
 from xfer.evaluation.multilabel_bootstrap import map_gap, mean_ap
-from xfer.evaluation.multilabel_calibration import (
-    calibrate_labels,
-    fit_label_temperature,
-    fit_label_vector,
-)
 from xfer.evaluation.multilabel_metrics import (
     LabelAnswers,
     best_thresholds,
@@ -21,8 +17,8 @@ from xfer.evaluation.multilabel_metrics import (
     label_score,
     values_of,
 )
-from xfer.evaluation.multilabel_out_of_fold import LabelOutOfFold
 from xfer.evaluation.multilabel_predictions import mean_of_labels
+from xfer.evaluation.out_of_fold import LabelOutOfFold
 from xfer.evaluation.statistics import resampled_t
 
 Drawn = tuple[np.ndarray, np.ndarray]
@@ -80,19 +76,19 @@ def nll(z: np.ndarray, labels: np.ndarray) -> float:
 
 def test_the_temperature_is_that_of_a_search_and_undoes_what_made_logits_too_sure() -> None:
     logits, labels = drawn(2000)
-    found = fit_label_temperature(logits, labels)
+    found = fit_temperature(logits, labels)
     theirs = optimize.minimize_scalar(lambda t: nll(logits / t, labels), bounds=(0.1, 20))
     assert 1 / found.scale[0] == pytest.approx(theirs.x, rel=1e-4)
     assert 1 / found.scale[0] == pytest.approx(3, rel=0.1) and (found.shift == 0).all()
     moved = logits.copy()
     moved[labels < 0] = np.nan  # what is unknown has no part, nor has what no fold held out
-    assert fit_label_temperature(moved, labels).scale[0] == pytest.approx(found.scale[0])
+    assert fit_temperature(moved, labels).scale[0] == pytest.approx(found.scale[0])
 
 
 def test_the_vector_is_platts_scaling_of_each_class() -> None:
     logits, labels = drawn(400, 3)
     logits[:, 1] += 2
-    found = fit_label_vector(logits, labels)
+    found = fit_vector(logits, labels)
     for c in range(3):
         one, y = logits[:, [c]], labels[:, [c]]
         theirs = optimize.minimize(lambda v, one=one, y=y: nll(v[0] * one + v[1], y), [1.0, 0.0])
@@ -104,10 +100,10 @@ def test_the_vector_is_platts_scaling_of_each_class() -> None:
 def test_a_calibration_is_judged_on_images_that_it_is_not_fitted_on() -> None:
     logits, labels = drawn(500, 4)
     folds = np.arange(500) % 5
-    made = calibrate_labels(logits, labels, folds, "temperature", tuple("abcd"))
+    made = calibrate(logits, labels, folds, "temperature", tuple("abcd"))
     scaled = np.empty_like(logits)
     for k in range(5):
-        fitted = fit_label_temperature(logits[folds != k], labels[folds != k])
+        fitted = fit_temperature(logits[folds != k], labels[folds != k])
         scaled[folds == k] = fitted.of(logits[folds == k])
     facts = made.facts
     assert facts["after"]["ece"] == pytest.approx(class_gaps(scaled, labels).mean())
@@ -120,10 +116,10 @@ def test_a_calibration_is_judged_on_images_that_it_is_not_fitted_on() -> None:
 def test_auto_shifts_classes_where_that_is_better() -> None:
     logits, labels = drawn(600, 4, sharp=1.0)
     folds, names = np.arange(600) % 5, tuple("abcd")
-    assert calibrate_labels(logits, labels, folds, "auto", names).scaling.method == "temperature"
+    assert calibrate(logits, labels, folds, "auto", names).scaling.method == "temperature"
     logits[:, 0] += 2
-    assert calibrate_labels(logits, labels, folds, "auto", names).scaling.method == "vector"
-    told = calibrate_labels(logits, labels, folds, "auto", names, may_shift=False)
+    assert calibrate(logits, labels, folds, "auto", names).scaling.method == "vector"
+    told = calibrate(logits, labels, folds, "auto", names, may_shift=False)
     assert told.scaling.method == "temperature"
 
 
@@ -177,7 +173,7 @@ def pooled(given: float | None = None) -> tuple[LabelOutOfFold, Drawn, np.ndarra
     folds = np.stack([np.arange(120) % 3, np.random.default_rng(0).permutation(120) % 3])
     both = np.stack([logits, logits + 0.3]).astype(np.float32)
     names = tuple(f"{i}.png" for i in range(120))
-    made = LabelOutOfFold(names, both, labels, folds, ("a", "b", "c"), given)
+    made = LabelOutOfFold(names, both, labels, folds, ("a", "b", "c"), given=given)
     return made, (both, labels), folds
 
 

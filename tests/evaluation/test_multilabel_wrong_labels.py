@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 from xfer.evaluation.leave_one_out import coordinates
-from xfer.evaluation.multilabel_leave_one_out import labels_left_out
+from xfer.evaluation.multilabel_leave_one_out import known_alike, labels_left_out
 from xfer.evaluation.multilabel_wrong_labels import JudgedLabels, judge_labels
 
 SHARES = np.array([0.5, 0.3, 0.08, 0.2])
@@ -35,18 +35,24 @@ def judged_of(features, labels) -> JudgedLabels:
     return judge_labels(labels_left_out(coordinates(features), labels).held_out, labels)
 
 
-@pytest.mark.parametrize("width", [8, 90], ids=["tall", "wide"])
-def test_every_image_left_out_equals_a_fit_of_the_images_whose_label_is_known(width: int) -> None:
+@pytest.mark.parametrize(("width", "shared"), [(8, 0), (90, 0), (8, 3)], ids=str)
+def test_every_image_left_out_equals_a_fit_of_the_images_whose_label_is_known(
+    width: int, shared: int
+) -> None:
     draw = np.random.default_rng(0)
     features = draw.normal(size=(40, width)).astype(np.float32)
     labels = draw.integers(0, 2, (40, 4))
     labels[::3, 1] = labels[::5, 3] = -1
-    found = labels_left_out(coordinates(features), labels)
+    features[:, -1] *= 5
+    found = labels_left_out(coordinates(features, shared), labels)
     cuts, moved = np.array([0.5, 0.4, 0.6, 0.5]), np.zeros((40, 40), bool)
     for label in range(4):
         known = np.flatnonzero(labels[:, label] >= 0)
         z = features[known].astype(np.float64)
-        z, y = (z - z.mean(axis=0)) / z.std(axis=0), labels[known, label]
+        z, y, std = z - z.mean(axis=0), labels[known, label], z.std(axis=0)
+        if shared:
+            std[-shared:] = np.sqrt((std[-shared:] ** 2).mean() / 0.5)
+        z /= std
         fit = Ridge(found.penalties[label], solver="cholesky")
         before = fit.fit(z, y).predict(z)
         for at, image in enumerate(known):
@@ -62,6 +68,21 @@ def test_every_image_left_out_equals_a_fit_of_the_images_whose_label_is_known(wi
     assert found.effect == pytest.approx(np.sqrt((found.effects**2).sum(axis=1)))
     assert found.changed(range(40), cuts) == moved.sum(axis=1).tolist()
     assert moved.any(), "nothing moves, so that nothing was compared"
+
+
+def test_labels_known_of_the_same_images_take_one_decomposition_and_what_moves_takes_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = np.random.default_rng(0)
+    features = draw.normal(size=(60, 8)).astype(np.float32)
+    labels = draw.integers(0, 2, (60, 7))
+    labels[::3, 1:3] = labels[::5, 3:5] = -1
+    at, taken, decompose = coordinates(features), [], np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda a: taken.append(len(a)) or decompose(a))
+    found = labels_left_out(at, labels)
+    assert len(taken) == 2, "that of all images is in the coordinates"
+    assert found.changed([3, 4, 7], np.full(7, 0.5)) and len(taken) == 2
+    assert [columns.tolist() for columns, _ in known_alike(labels)] == [[0, 5, 6], [1, 2], [3, 4]]
 
 
 def test_wrong_labels_of_both_kinds_come_first_and_unknown_ones_are_never_accused() -> None:

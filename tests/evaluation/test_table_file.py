@@ -17,6 +17,7 @@ from runs import finish
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import CombinationError, CommandError
 from xfer.core.types import Predictions
+from xfer.evaluation.certificate_answers import words_beside
 from xfer.evaluation.predict import write_beside, write_predictions
 
 FEW, MANY = 40_000, 120_000
@@ -42,6 +43,15 @@ TABLES = {
     "unknown": replace(drawn(), labels=None),
     "empty": drawn(0),
 }
+
+
+def test_a_line_for_people_says_what_a_certificate_found() -> None:
+    sets = np.array([[1, 1, 0], [0, 0, 0]], bool)
+    found = drawn(2, sets=sets, p_unlike=np.array([0.124, 0.002]))
+    assert [words_beside(found, i) for i in (0, 1)] == [
+        "; prediction set a|=b; 12.4 % of images like those of training look as strange",
+        "; prediction set of 0; 0.2 % of images like those of training look as strange",
+    ]
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -20,8 +20,7 @@ from xfer.evaluation.multilabel_metrics import (
     label_score,
     label_values,
 )
-from xfer.evaluation.multilabel_predictions import sign_for
-from xfer.evaluation.multilabel_tables import read_label_table
+from xfer.evaluation.multilabel_predictions import read_label_table, sign_for
 from xfer.evaluation.predict import write_predictions
 from xfer.evaluation.task import Multilabel, Single
 

@@ -10,12 +10,16 @@ from xfer.evaluation.leave_one_out import coordinates, leave_one_out
 from xfer.evaluation.wrong_labels import Judged, doubts, judge, margins
 
 
-def flipped(apart: float, rate: float, seed: int, classes: int = 3, count: int = 600):
-    """Labels of classes ``apart`` from each other, a share of them wrong, and the judgement."""
+def flipped(
+    apart: float, rate: float, seed: int, classes: int = 3, count: int = 600, misread: float = 0.0
+):
+    """Labels of classes ``apart`` from each other, a share of them wrong, and the judgement; a
+    share of the images is ``misread``: its features are those of another class."""
     draw = np.random.default_rng(seed)
     true = draw.integers(0, classes, count)
     centres = np.eye(classes, 20) * apart
-    features = (draw.normal(size=(count, 20)) + centres[true]).astype(np.float32)
+    looks = np.where(np.arange(count) < misread * count, (true + 1) % classes, true)
+    features = (draw.normal(size=(count, 20)) + centres[looks]).astype(np.float32)
     wrong = draw.random(count) < rate
     labels = np.where(wrong, (true + draw.integers(1, classes, count)) % classes, true)
     left_out = leave_one_out(coordinates(features), labels, classes)
@@ -40,6 +44,19 @@ def test_the_stated_rates_are_the_true_ones(apart: float, rate: float) -> None:
         rates.append(judged.rate)
     assert np.mean(stated) == pytest.approx(np.mean(false), abs=0.07)
     assert np.mean(rates) == pytest.approx(rate, abs=0.03)
+
+
+def test_right_labels_of_images_that_are_misread_with_confidence_are_reckoned_with() -> None:
+    """They look as wrong ones do, and are a good part of the list where few labels are wrong."""
+    stated, false, listed = [], [], []
+    for seed in range(8):
+        judged, wrong, _ = flipped(1.8, 0.03, seed, misread=0.004)
+        stated.append(judged.rates[-1])
+        false.append(1 - wrong[judged.accused].mean())
+        listed.append(len(flipped(1.8, 0.0, seed, misread=0.004)[0].accused))
+    assert np.mean(false) > 0.3
+    assert np.mean(stated) == pytest.approx(np.mean(false), abs=0.1)
+    assert np.mean(listed) < 3, "where no label is wrong"
 
 
 def test_labels_without_a_mistake_are_hardly_accused() -> None:

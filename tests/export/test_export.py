@@ -210,13 +210,10 @@ def test_an_opset_that_the_exporter_cannot_write_is_refused(small: Images, tmp_p
     assert "model.onnx" not in names(tmp_path)
 
 
+@pytest.mark.usefixtures("traced_anew")
 def test_class_names_survive_whatever_they_hold_and_nothing_is_printed(
-    small: Images,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-    traced_graphs: dict[str, bytes],
+    small: Images, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    traced_graphs.clear()
     net, card = tiny()
     classes = ('chien "loup"\n\x1b[31m', "狼 🐺 %s {} \udce9")
     card = replace(card, classes=classes)

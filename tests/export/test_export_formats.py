@@ -58,14 +58,12 @@ def test_a_decision_on_values_is_refused_by_pt2(small: Images, tmp_path: Path) -
     assert "model.pt2" not in names(tmp_path)
 
 
-def test_equal_networks_are_exported_as_equal_bytes(
-    small: Images, tmp_path: Path, traced_graphs: dict[str, bytes]
-) -> None:
+@pytest.mark.usefixtures("traced_anew")
+def test_equal_networks_are_exported_as_equal_bytes(small: Images, tmp_path: Path) -> None:
     net, card = tiny()
     # torch numbers the classes of a second trace in one process, so TorchScript is not here.
     writers = [Safetensors(), Pt2(), Onnx()]
     for name in "ab":
-        traced_graphs.clear()
         export(net, small, writers, card, tmp_path / name, TOLERANCE)
     for writer in writers:
         assert len({(tmp_path / name / writer.file).read_bytes() for name in "ab"}) == 1, writer

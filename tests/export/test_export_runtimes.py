@@ -24,6 +24,7 @@ from xfer.core.errors import ExportError
 from xfer.core.files import tree_sha256
 from xfer.core.types import Card, Exported
 from xfer.export import Evidence, ExecuTorch, Half, LiteRt, OpenVino, export
+from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
 
 Images = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -142,7 +143,7 @@ def test_a_second_export_leaves_a_folder_that_is_there_and_notices_a_changed_one
     assert "hub is there already, compared with the network: it stays" in capsys.readouterr().out
     assert tree_sha256(run / "export" / "hub") == before
     sent: list[Path] = []
-    monkeypatch.setattr("xfer.export.hub_folder._check_login", lambda repo: None)
+    monkeypatch.setattr("xfer.export.hub_folder._check_push", lambda repo, card: None)
     monkeypatch.setattr(
         "xfer.export.hub_folder.HubFolder.upload", lambda self, folder: sent.append(folder)
     )
@@ -151,6 +152,24 @@ def test_a_second_export_leaves_a_folder_that_is_there_and_notices_a_changed_one
     (run / "export" / "hub" / "README.md").write_text("mine")
     with pytest.raises(xfer.core.errors.CombinationError, match=r"E037: .*is there already"):
         xfer.run(overrides=overrides)
+
+
+def test_a_file_refused_beside_a_run_is_named_where_it_would_have_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not in the folder that it was written and tried in, which is gone."""
+    monkeypatch.chdir(tmp_path)
+    run = Path("outputs/digits/20260101_000000_aa")
+    (run / "checkpoints").mkdir(parents=True)
+    best = read_snapshot(SHIPPED_PATH)
+    for name in ("fc.weight", "fc.bias"):  # all logits are equal
+        best.state[name].zero_()
+    write_snapshot(run / "checkpoints" / "best.ckpt", best)
+    typed = ["stages=[export]", f"checkpoint.path={run}", "data=digits_0_4"]
+    with pytest.raises(ExportError) as caught:
+        xfer.run(overrides=[*typed, "export=safetensors"])
+    assert str(caught.value).startswith(f"xfer: error E999: {run}/export/model.safetensors: ")
+    assert not (run / "export" / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -208,7 +227,7 @@ def test_what_a_compiler_prints_past_python_is_not_seen(
 ) -> None:
     import os
 
-    from xfer.export.quiet_compiler import silence
+    from xfer.export.mobile import silence
 
     with pytest.raises(ValueError, match="the reason"), silence():
         os.write(1, b"progress")

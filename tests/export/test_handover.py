@@ -8,13 +8,11 @@ import json
 import re
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +33,7 @@ from xfer.core.types import InputSpec
 from xfer.data.image import decode, decode_bytes
 from xfer.data.preprocess import prepare
 from xfer.export import HubFolder
-from xfer.export.run_figures import run_figures
+from xfer.export.stage import run_figures
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Linear, Mlp
 
@@ -186,7 +184,7 @@ def test_nothing_of_this_machine_is_in_the_folder_for_the_world(made: Made) -> N
 
 
 def test_an_export_afterwards_takes_the_figures_from_the_run(tmp_path: Path) -> None:
-    from xfer.export.run_figures import _of_the_run
+    from xfer.export.stage import _of_the_run
 
     run, checkpoint = tmp_path / "run", tmp_path / "run" / "checkpoints" / "best.ckpt"
     checkpoint.parent.mkdir(parents=True)
@@ -237,80 +235,6 @@ def test_other_networks_and_recipes_are_refused_with_the_reason() -> None:
         with pytest.raises(ExportError, match=reason):
             HubFolder().check(other)
     HubFolder().check(replace(card, input=replace(wide, resize=None)))
-
-
-# ---- a push
-
-
-class Refusing(BaseHTTPRequestHandler):
-    """A hub that knows nobody."""
-
-    def do_GET(self) -> None:
-        self.send_response(401)
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(b'{"error": "Invalid user token"}')
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def refusing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    server = HTTPServer(("127.0.0.1", 0), Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr("huggingface_hub.hf_api.HfApi.whoami", _whoami(server.server_port))
-    yield
-    server.shutdown()
-    server.server_close()
-
-
-def _whoami(port: int) -> Any:
-    from huggingface_hub import HfApi
-
-    real = HfApi.whoami
-    return lambda api: real(HfApi(endpoint=f"http://127.0.0.1:{port}", token="hf_no"))
-
-
-def test_a_push_without_a_login_is_an_error_in_the_plan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    overrides = ["stages=[export]", *SHIPPED, "export=hub"]
-    with pytest.raises(ExportError, match=r"E965: export\.hub\.push: nobody is logged in"):
-        xfer.run(overrides=[*overrides, "export.hub.push=me/digits"])
-    with pytest.raises(ExportError, match=r"E967: .*'digits' is not the name"):
-        xfer.run(overrides=[*overrides, "export.hub.push=digits"])
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_login_that_the_hub_does_not_know_is_an_error_in_the_plan(
-    refusing: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, card = tiny()
-    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_no")
-    with pytest.raises(ExportError, match=r"E968: .*does not answer to this login"):
-        HubFolder(push="me/digits").check(card)
-
-
-def test_a_push_sends_the_folder_and_a_failure_leaves_it(
-    made: Made, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: list[tuple[str, set[str]]] = []
-
-    def upload(_: Any, repo_id: str, folder_path: Path, commit_message: str) -> Any:
-        sent.append((repo_id, {path.name for path in folder_path.iterdir()}))
-        raise ConnectionError("the line is dead")
-
-    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda *_, **given: None)
-    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
-    HubFolder().upload(made.hub)
-    assert sent == []  # nobody asked
-    with pytest.raises(ExportError, match=r"E966: .*the line is dead"):
-        HubFolder(push="me/digits").upload(made.hub)
-    assert sent == [("me/digits", {"README.md", "config.json", "model.safetensors"})]
-    assert (made.hub / "config.json").is_file()
 
 
 # ---- the service's folder

@@ -65,7 +65,7 @@ def write_label_card(folder: Path, known: Plain, said: Plain, classes: Sequence[
 def noise(given: Predictions, maps: int) -> Heat:
     """Maps of noise of so many mistakes and right answers, the first ones."""
     right = given.logits.argmax(axis=1) == given.labels
-    shown = [*most_wrong(given, maps), *np.flatnonzero(right)[:maps].tolist()]
+    shown = [*most_wrong(given)[:maps].tolist(), *np.flatnonzero(right)[:maps].tolist()]
     rng = np.random.default_rng(2)
     found = {i: rng.random((13, 13), np.float32) for i in shown}
     return Heat("Heat maps of noise.", found, tuple(shown[-maps:]))

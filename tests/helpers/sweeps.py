@@ -44,7 +44,8 @@ from xfer.core.log import close_log
 from xfer.sweep.executors import pool, worker
 
 class Forked:
-    def __init__(self, command, stdin, stdout, env, start_new_session):
+    def __init__(self, command, bufsize, stdin, stdout, env, start_new_session):
+        (orders, self.stdin), (self.stdout, answers) = os.pipe(), os.pipe()
         self.returncode = None
         self.pid = os.fork()
         if self.pid == 0:
@@ -52,14 +53,26 @@ class Forked:
                 close_log()
                 GlobalHydra.instance().clear()
                 os.setsid()
-                os.dup2(stdin, 0)
-                os.dup2(stdout, 1)
+                os.dup2(orders, 0)
+                os.dup2(answers, 1)
                 os.closerange(3, 1024)
                 os.environ.clear()
                 os.environ.update(env)
                 worker.main(command[3:])
             finally:
                 os._exit(1)
+        os.close(orders)
+        os.close(answers)
+        self.stdin = open(self.stdin, "wb", bufsize)
+        self.stdout = open(self.stdout, "rb", bufsize)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.stdin.close()
+        self.stdout.close()
+        self.wait()
 
     def poll(self):
         return self._left(os.WNOHANG)
@@ -74,7 +87,7 @@ class Forked:
         return self.returncode
 
 class Processes:
-    Popen = Forked
+    Popen, PIPE = Forked, None
 
 pool.subprocess = Processes
 """
@@ -113,8 +126,7 @@ def begun(cwd: Path, *typed: str) -> Iterator[subprocess.Popen[str]]:
 
 @contextmanager
 def quickly_begun(cwd: Path, *typed: str) -> Iterator[warm.Run]:
-    """As :func:`begun`, with every process forked. A worker that is not persistent starts Python
-    for each job all the same."""
+    """As :func:`begun`, with every process forked."""
     script = FORKED + warm.COMMAND
     process = warm.start(cwd, *typed, WARM, script=script, start_new_session=True)
     with _ended(process):

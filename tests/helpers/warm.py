@@ -21,12 +21,19 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-# Everything that a run imports.
+# Everything that a run imports, but onnxruntime: it starts a thread, for which every fork would
+# wait for ever when it ends.
 IMPORTED = [
     *("matplotlib.pyplot", "timm", "torchvision.transforms.v2", "sklearn.datasets", "jinja2"),
     *("sklearn.metrics", "torchmetrics.functional.classification", "safetensors.torch", "hydra"),
-    *("xfer.training.fit", "xfer.training.features.feed", "xfer.report.write", "xfer.config.hydra"),
-    *("xfer.evaluation.evaluate", "xfer.export"),
+    *(
+        "xfer.training.fit",
+        "xfer.training.features.feature_switch",
+        "xfer.report.write",
+        "xfer.config.hydra",
+    ),
+    *("xfer.evaluation.evaluate", "xfer.export", "onnxscript.optimizer"),
+    *("onnx.reference", "torch.export._trace", "torch.onnx._internal.exporter._core"),
 ]
 COMMAND = "from xfer.__main__ import main\nmain()\n"
 
@@ -185,9 +192,13 @@ def become(request: dict) -> None:
 if __name__ == "__main__":
     warm(sys.argv[2:])
     if sys.argv[2:] == IMPORTED:
+        import traced
+
         from xfer.data.digits import pictures
+        from xfer.export import onnx_graph
 
         pictures()
+        onnx_graph.trace = traced.trace
     # What was imported is no garbage, and pages that nobody writes to are shared.
     gc.collect()
     from xfer.core import memory

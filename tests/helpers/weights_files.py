@@ -51,7 +51,7 @@ def of_numpy(tensors: State) -> bytes:
 
 
 GOOD: dict[str, Callable[[State], bytes]] = {
-    "torch zip": torch_bytes,
+    "torch checkpoint": torch_bytes,
     "torch legacy pickle": lambda tensors: torch_bytes(tensors, legacy=True),
     "safetensors": safetensors_bytes,
     "npz": of_numpy,
@@ -301,7 +301,7 @@ def flipped(data: bytes, place: int) -> bytes:
 
 
 PLACES: dict[str, list[bytes | int]] = {
-    "torch zip": [
+    "torch checkpoint": [
         b"data.pkl",
         b"\x80\x02}",
         b"storage",

@@ -21,8 +21,7 @@ from xfer.config.hydra import compose_specs
 from xfer.core.errors import HeadError
 from xfer.core.files import read_json
 from xfer.evaluation.onnx_session import open_session
-from xfer.models.head.filled_label_layers import NearestLabelMeans, NearestLabels
-from xfer.models.head.filled_layers import FilledHead, Sizes
+from xfer.models.head.filled_layers import FilledHead, NearestLabelMeans, NearestLabels, Sizes
 from xfer.plan.make import make_plan
 from xfer.training.backbone_features import backbone_features
 

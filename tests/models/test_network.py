@@ -15,9 +15,17 @@ from xfer.core.types import Network
 from xfer.models.backbone.timm import Timm
 from xfer.models.backbone.torchvision import Torchvision
 from xfer.models.head import Dropout, Keep, Linear, Mlp, Pooled
-from xfer.models.network import Parts, assemble, blueprint, check, fill, from_weights, shapes
+from xfer.models.network import (
+    Parts,
+    SkipInit,
+    assemble,
+    blueprint,
+    check,
+    fill,
+    from_weights,
+    shapes,
+)
 from xfer.models.restore import open_checkpoint
-from xfer.models.skip_init import SkipInit
 from xfer.plan.make import make_plan
 from xfer.weights.content import Weights
 from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot

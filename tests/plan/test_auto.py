@@ -119,7 +119,8 @@ def test_fine_tuning_begins_at_the_solved_head_and_the_probe_of_lp_ft_is_done() 
 def test_the_tutorials_keep_their_own_values() -> None:
     for name in ("digits_sgd", "digits_finetune"):
         plan = make_plan(compose_specs([f"experiment={name}"]))
-        assert set(chosen(plan)) <= {"trainer.head_start", "trainer.ema_decay", "data.decoded_gb"}
+        own = {"trainer.head_start", "trainer.ema_decay", "data.decoded_gb", "checkpoint.mode"}
+        assert set(chosen(plan)) <= own
         assert plan.specs.trainer.averages == 0
         assert chosen(plan)["trainer.head_start"] == "zero"
         assert plan.specs.trainer.standardize is False
@@ -139,7 +140,9 @@ def test_the_choices_are_facts_of_the_plan_and_make_the_same_specs_elsewhere() -
     assert isinstance(planned().specs.schedule, Constant)
 
 
-def test_bfloat16_is_decided_by_instructions_and_a_comparison(monkeypatch, tmp_path) -> None:
+def test_bfloat16_is_decided_by_instructions_and_a_comparison(
+    monkeypatch, tmp_path, caplog
+) -> None:
     assert bf16.verdict("cpu", once=False) == (
         False, "the processor has no bfloat16 instructions",
     )  # fmt: skip
@@ -156,6 +159,9 @@ def test_bfloat16_is_decided_by_instructions_and_a_comparison(monkeypatch, tmp_p
     (tmp_path / "bf16.json").write_text("no json")
     monkeypatch.setattr(bf16, "_compared", lambda: 1.0)
     assert bf16.verdict("cpu", once=False)[0] is False
+    monkeypatch.setenv("XFER_CACHE", str(tmp_path / "bf16.json" / "in_a_file"))
+    assert bf16.verdict("cpu", once=False)[0] is False
+    assert "not remembered" in caplog.text
     plan = planned("freeze=none")
     assert chosen(plan)["trainer.precision"] == "32-true"
     assert "trainer.precision" not in chosen(planned("freeze=none", "trainer.precision=bf16-mixed"))

@@ -20,6 +20,7 @@ from xfer.models.head import Remap, carry
 from xfer.models.head.class_match import Naming, adopt, rows
 from xfer.models.network import assemble
 from xfer.models.restore import open_checkpoint
+from xfer.plan.classes import class_mismatch
 from xfer.plan.make import make_plan
 from xfer.plan.plan import Plan
 from xfer.weights.source.match_rules import Rules
@@ -210,3 +211,23 @@ def test_names_of_classes_must_be_known_to_remap(tmp_path: Path) -> None:
         planned([*file, "head=remap"])
     plan = planned([*file, "head=remap", "source.classes=['0','1','2','3','5']"])
     assert plan.parts.rows == ((4,), (), (), (), ())
+
+
+def test_data_of_other_classes_are_told_the_nearest_name_or_all_classes() -> None:
+    told = class_mismatch(("cats", "dog"), ("cats", "dogs"), "run")
+    assert told.fix == "did you mean 'dogs'?"
+    told = class_mismatch(("bird", "fly"), ("cats", "dogs"), "run")
+    assert told.fix == "give data with the 2 classes ['cats', 'dogs']"
+
+
+def test_a_class_whose_name_is_no_text_is_refused_before_anything_is_paid_for(
+    tmp_path: Path,
+) -> None:
+    folders(tmp_path, {"cat": 3, "dog": 3})
+    (tmp_path / "cat").rename(tmp_path / "caf\udce9")
+    wanted = (f"data.root={tmp_path}", "backbone=digits_resnet", "source=digits_0_4", "stages=[]")
+    with pytest.raises(DataError, match=r"E707.*class 'caf\\udce9' is no UTF-8.*rename its folder"):
+        make_plan(compose_specs(wanted))
+    (tmp_path / "caf\udce9").rename(tmp_path / "café")
+    dataset = make_plan(compose_specs(wanted)).dataset
+    assert dataset is not None and dataset.classes == ("café", "dog")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -14,12 +15,13 @@ import pytest
 
 import xfer
 from xfer import workflow
-from xfer.core.checksum import sealed
+from xfer.config.hydra import compose_specs
+from xfer.core.checksum import checksum_holds
 from xfer.core.errors import OutputError
 from xfer.core.files import file_sha256
 from xfer.core.run_folder import LAST
-from xfer.plan import run_dir
-from xfer.plan.preflight import check_folder
+from xfer.plan import preflight
+from xfer.plan.preflight import check_folder, refuse_taken
 
 OPTIONS = ["trainer.max_epochs=2", "export=safetensors", "data.digits=[5,6]", "data.workers=0"]
 
@@ -68,6 +70,15 @@ def full_at(name: str, disk: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tempfile, "mkstemp", mkstemp)
 
 
+def test_a_folder_that_holds_a_run_is_resumed_by_what_is_told(tmp_path):
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "plan.json").touch()
+    with pytest.raises(OutputError, match="already holds files") as told:
+        refuse_taken(compose_specs(["experiment=digits_sgd", f"run.dir={tmp_path / 'my run'}"]))
+    (typed,) = shlex.split(told.value.fix.rpartition(", or ")[2])
+    assert compose_specs(["experiment=digits_sgd", typed]).checkpoint.resume == f"{tmp_path}/my run"
+
+
 def begin_or_resume(run: Path) -> None:
     again = [f"checkpoint.resume={run}"] if (run / "plan.json").exists() else []
     if not again:  # nothing had begun
@@ -91,7 +102,7 @@ def test_a_full_disk_is_reported_and_the_run_resumes_when_there_is_room(writers,
         assert caught.value.exit == 9, name
         assert list(run.rglob(".*.part")) == [], name
         checkpoints = list(run.glob("checkpoints/*"))
-        assert all(sealed(file) for file in checkpoints), name
+        assert all(checksum_holds(file) for file in checkpoints), name
         if name not in ("plan.json", "config.yaml", "best.ckpt"):
             assert (run / "checkpoints" / LAST) in checkpoints, name
         (disk / "filler").unlink()
@@ -128,11 +139,11 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path):
 def test_sixty_four_runs_of_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     # So few endings that almost all collide.
-    monkeypatch.setattr(run_dir.secrets, "token_hex", lambda _: os.urandom(1).hex())
+    monkeypatch.setattr(preflight.secrets, "token_hex", lambda _: os.urandom(1).hex())
 
     class Specs:
         run_dir, experiment = None, "many"
 
     with ThreadPoolExecutor(64) as pool:
-        folders = list(pool.map(lambda _: run_dir.make_folder(Specs()), range(64)))
+        folders = list(pool.map(lambda _: preflight.make_folder(Specs()), range(64)))
     assert len(set(folders)) == 64 and all(folder.is_dir() for folder in folders)

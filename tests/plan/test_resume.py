@@ -21,10 +21,11 @@ from runs import (
 )
 
 from xfer.core.errors import OutputError, ResumeError
-from xfer.core.files import write_json
+from xfer.core.files import file_sha256, write_json
 from xfer.core.run_folder import is_live, lock
+from xfer.core.run_status import amended
 from xfer.core.torch_file import load_tensors
-from xfer.plan.resume import check_same, choose, fingerprint, flat
+from xfer.plan.resume import check_files, check_same, choose, fingerprint, flat
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,22 @@ def test_a_live_run_is_left_alone(tmp_path):
     assert not is_live(folder)
 
 
+def test_a_finished_run_whose_files_are_being_written_anew_has_not_changed(tmp_path):
+    run = earlier_run(tmp_path)
+    (run / "report.html").write_text("before")
+    files = {"report.html": file_sha256(run / "report.html")}
+    (run / "status.json").write_text(json.dumps({"state": "finished", "files": files}))
+    with amended(run) as changed:
+        (run / "report.html").write_text("after")
+        with pytest.raises(ResumeError, match="is being worked on by another process"):
+            check_files(run)
+        changed.append(run / "report.html")
+    check_files(run)
+    (run / "report.html").write_text("by somebody else")
+    with pytest.raises(ResumeError, match=r"report\.html has changed"):
+        check_files(run)
+
+
 def test_a_changed_configuration_is_refused_with_its_keys(tmp_path):
     folder = earlier_run(tmp_path)
     with pytest.raises(ResumeError, match=r"optim.lr was 0.1, now 0.2") as told:
@@ -170,7 +187,8 @@ def test_a_signal_saves_the_step_in_progress_and_the_run_ends_as_if_it_never_cam
     assert signal.Signals(sent).name in status["message"]
     assert status["last_good_checkpoint"] == "checkpoints/last.ckpt"
     saved = load_tensors(run / "checkpoints" / "last.ckpt")["xfer"]["progress"]["step"]
-    assert f"after step {saved};" in output
+    again = f"xfer resume {run.name}"
+    assert f" after step {saved}, its state is saved; to go on, type {again}" in output
     finish(start(tmp_path, "checkpoint.resume=auto"))
     assert_same(run, whole)
 

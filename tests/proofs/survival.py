@@ -2,7 +2,8 @@
 
 ``python tests/proofs/survival.py --kills 500 --report`` is the whole proof, ``test_survival.py`` a
 part of it. It ends at its kills or, with ``--minutes``, after the run in which the time is over. A
-warm parent forks every run, because importing torch would take most of the time.
+warm parent forks every run, because importing torch would take most of the time; with ``--ranks``
+rank 0 alone, which starts the others. Each try has another number of worker processes.
 """
 
 from __future__ import annotations
@@ -74,17 +75,22 @@ def finished(folder: Path) -> Path:
     return runs[0]
 
 
+def workers(dice: random.Random) -> list[str]:
+    """The command with another number of processes that decode."""
+    return [*COMMAND, f"data.workers={dice.randint(0, 2)}"]
+
+
 def survive(folder: Path, whole: Path, took: float, dice: random.Random) -> tuple[int, str]:
     """One run with up to four kills: how many landed, and what differs, if anything does."""
     landed = 0
     for _ in range(dice.randint(1, 4)):
-        child = begin(folder)
+        child = begin(folder, workers(dice))
         time.sleep(dice.uniform(0, 0.7 * took))
         os.kill(child, signal.SIGKILL)
         if end(child) != -signal.SIGKILL:
             break  # it had finished, or will fail again below
         landed += 1
-    return landed, difference(end(begin(folder)), folder, whole)
+    return landed, difference(end(begin(folder, workers(dice))), folder, whole)
 
 
 def difference(code: int, folder: Path, whole: Path) -> str:
@@ -110,6 +116,35 @@ def spoil() -> None:
     TrainLoader.load_state_dict = lambda self, state: None  # type: ignore[method-assign]
 
 
+def in_shards(place: Path) -> str:
+    """Real digits as pictures in shards; the folder of these."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    from xfer.data import Folder
+    from xfer.data.pack import pack
+
+    images, targets = load_digits(return_X_y=True)
+    for i, (pixels, target) in enumerate(zip(images[:400], targets[:400], strict=True)):
+        path = place / "digits" / ("val" if i % 5 == 0 else "train") / str(target) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * 15).astype(np.uint8).reshape(8, 8)).resize((32, 32)).save(path)
+    return str(pack(Folder(str(place / "digits")), str(place / "shards"), 1, False))
+
+
+def words(asked: argparse.Namespace, place: Path) -> list[str]:
+    """What is asked for, as a run's command has it."""
+    found = [f"trainer.max_epochs={asked.epochs}"]
+    if asked.report:
+        found += ["stages=[fit,evaluate,export,report]"]
+    if asked.ranks > 1:
+        found += ["trainer=cpu", f"trainer.devices={asked.ranks}"]
+    if asked.shards:
+        found += ["data=shards", f"data.root={in_shards(place)}", "data.leakage=ignore"]
+    return found
+
+
 def main() -> None:
     """Print the counts as JSON."""
     parser = argparse.ArgumentParser()
@@ -122,10 +157,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--spoilt", action="store_true", help="the negative control")
     parser.add_argument("--report", action="store_true", help="with figures and report")
+    parser.add_argument("--shards", action="store_true", help="of pictures in shards")
+    parser.add_argument("--ranks", type=int, default=1, help="processes that train together")
     asked = parser.parse_args()
-    COMMAND.append(f"trainer.max_epochs={asked.epochs}")
-    if asked.report:
-        COMMAND.append("stages=[fit,evaluate,export,report]")
     warm()
     if asked.spoilt:
         spoil()
@@ -134,6 +168,7 @@ def main() -> None:
     different: list[str] = []
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
+        COMMAND.extend(words(asked, root))
         for name in ("first", "whole"):
             (root / name).mkdir()
             began = time.monotonic()

@@ -35,6 +35,11 @@ def test_runs_killed_at_random_end_as_the_one_that_was_not():
     assert found["kills"] >= 80 and found["runs"] >= 40 and found["different"] == []
 
 
+def test_ranks_over_shards_that_are_killed_at_random_end_as_those_that_were_not():
+    found = survival("--kills", "40", "--epochs", "2", "--shards", "--ranks", "2")
+    assert found["kills"] >= 40 and found["different"] == []
+
+
 def test_a_loader_that_forgets_its_place_is_found_out():
     found = survival("--kills", "8", "--epochs", "2", "--spoilt")
     assert found["different"], "the harness sees no difference where there is one"

@@ -337,8 +337,8 @@ def test_steps_and_features_are_told_in_words() -> None:
     cache = {"cached": True, "hit": False, "views": 2, "cut": ["fc"], "bytes": 2000}
     said = dict(sections.place({"features": {**cache, "difference": 1.2e-7}}))["Features"]
     assert said == (
-        "computed once: 2 views of each image at fc, 2.0 kB; equal within 1.2e-07 where it was "
-        "computed again"
+        "computed once: 2 views of each image at fc, 2.0 kB; a few were computed again and differ "
+        "by at most 1.2e-07 of the largest"
     )
     assert sections.place({"features": {"cached": False}}) == (("Features", "not cached"),)
 

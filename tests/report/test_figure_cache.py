@@ -18,9 +18,9 @@ from torch import nn
 from xfer.core.errors import OutputError
 from xfer.core.types import InputSpec, Predictions, Samples
 from xfer.report import heat as heat_module
-from xfer.report.figure_cache import Figures
 from xfer.report.heat import Heat, heat_of
 from xfer.report.image_tiles import INFERNO
+from xfer.report.plot import Figures
 from xfer.training.features.store import Store
 
 

@@ -80,7 +80,7 @@ def test_an_image_that_breaks_on_the_way_moves_no_answer_to_another(
         left = [i for i in range(len(samples)) if i != 1]
         return at[left], logits[left]
 
-    monkeypatch.setattr("xfer.training.answering.answered", without_one)
+    monkeypatch.setattr("xfer.training.inference.answered", without_one)
     folder = predicted("predict.maps=2", "run.dir=broken")
     page = (folder / "predictions.html").read_text("utf-8")
     pictures = re.findall(r'class="pixels" src="([^"]*)"', page)

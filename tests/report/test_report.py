@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import re
 import subprocess
@@ -15,7 +16,8 @@ import pytest
 from PIL import Image
 
 from xfer.core.errors import OutputError
-from xfer.report import charts, confusion, grids, plot
+from xfer.core.log import close_log, open_log
+from xfer.report import charts, confusion, grids, plot, sections
 from xfer.report.card import verdict
 from xfer.report.format import listed, name_ends, number, seconds, size, words
 from xfer.report.page import render
@@ -72,6 +74,12 @@ def history(count: int, **changes: float | None) -> list[dict[str, float | None]
         {"epoch": i, "step": 10 * i, "train_loss": 1 / i, "val_acc": 1 - 0.5 / i, **row, **changes}
         for i in range(1, count + 1)
     ]
+
+
+def test_the_card_calls_no_tensor_of_a_new_head_missing() -> None:
+    source = {"kind": "file", "coverage": 1.0, "loaded": 312, "dropped": 2, "missing": 2}
+    facts = dict(sections.loaded({"source": source}, {}))
+    assert facts["Initialised"] == "2" and "Missing" not in facts
 
 
 def test_importing_the_report_imports_neither_torch_nor_matplotlib() -> None:
@@ -197,6 +205,13 @@ def test_dollar_signs_are_no_mathematics() -> None:
     with plot.style():
         title = grids.batch(plain(1), ["$x^2$"]).axes[0].texts[0]
     assert title.get_text() == "$x^2$" and not title.get_parse_math()
+
+
+def test_what_matplotlib_would_print_is_in_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    open_log(None)
+    logging.getLogger("matplotlib.font_manager").warning("builds its cache")
+    close_log()
+    assert capfd.readouterr() == ("matplotlib: builds its cache\n", "")
 
 
 def test_glyphs_that_no_font_has_are_escaped() -> None:

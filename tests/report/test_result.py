@@ -24,7 +24,7 @@ def test_a_fit_and_a_file_alone_say_the_same_kinds_of_facts(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     # The name `xfer` is another package's, which may be installed too.
-    monkeypatch.setattr("xfer.report.result.version", "version of {}".format)
+    monkeypatch.setattr("xfer.export.cache_key.version", "version of {}".format)
     options = ["trainer.max_epochs=1", "stages=[fit,export]"]
     fitted = xfer.run("digits_sgd", options).folder.resolve()
     folders(tmp_path, {"photos": 3})

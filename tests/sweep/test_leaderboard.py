@@ -23,8 +23,7 @@ import xfer
 from xfer.core.errors import ConfigError
 from xfer.evaluation.statistics import mcnemar
 from xfer.sweep.leaderboard import write
-from xfer.sweep.leaderboard.baseline import baseline
-from xfer.sweep.leaderboard.ranking import groups
+from xfer.sweep.leaderboard.ranking import baseline, groups
 from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord
 from xfer.sweep.objective import Objective
 

@@ -10,7 +10,7 @@ import warm
 from ranks import FORKED
 
 import xfer
-from xfer.sweep import SweepSpec
+from xfer.config.sweep_spec import SweepSpec
 from xfer.sweep.ledger import Ledger
 from xfer.sweep.objective import Objective, values
 from xfer.sweep.space import Interval, Job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
@@ -16,15 +18,16 @@ from hydra.core.utils import JobReturn, JobStatus
 
 from hydra_plugins.xfer_slurm._queue import outcome
 from hydra_plugins.xfer_sweep._sweep import _at_once
-from xfer.core.errors import DataError, JobFailed, SweepError
+from xfer.config.sweep_spec import SweepSpec
+from xfer.core.errors import DataError, JobFailed, ResumeError, SweepError
 from xfer.core.log import close_log, open_log
 from xfer.core.run_folder import lock
-from xfer.core.signals import Stopped
-from xfer.sweep import SweepSpec
+from xfer.core.signals import Stopped, blocked
 from xfer.sweep.executors.runners import BatchRunner, QueueRunner
+from xfer.sweep.executors.worker import _be_a_job
 from xfer.sweep.ledger import Ledger, SweepFacts
 from xfer.sweep.objective import Objective
-from xfer.sweep.scheduler import Scheduler
+from xfer.sweep.scheduler import Scheduler, run_sweep
 from xfer.sweep.space import Choices, Interval, Job, grid
 from xfer.sweep.study import JOURNAL, Study
 
@@ -409,3 +412,58 @@ def test_the_plugin_is_shipped_and_shares_its_namespace():
     root = Path(__file__).parents[2]
     assert '"hydra_plugins"' in (root / "pyproject.toml").read_text()
     assert not (root / "hydra_plugins" / "__init__.py").exists(), "other plugins would be hidden"
+
+
+def test_a_sweep_that_began_in_the_folder_meanwhile_is_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def another(first: object) -> SimpleNamespace:
+        tmp_path.joinpath("s").mkdir()
+        Ledger(tmp_path / "s").open(SweepFacts("digits", "another", (ACC,), (), 1, 1, "theirs"))
+        return SimpleNamespace(threads=1)
+
+    first = SimpleNamespace(
+        sweep=SweepSpec(),
+        checkpoint=SimpleNamespace(resume=None),
+        experiment="digits",
+        stages="fit",
+    )
+    request = SimpleNamespace(
+        space=[], folder=tmp_path / "s", named=True, read=lambda texts: {}, command=""
+    )
+    monkeypatch.setattr("xfer.sweep.scheduler.check", lambda *_: first)
+    monkeypatch.setattr("xfer.sweep.scheduler.wanted", lambda *_: (ACC,))
+    monkeypatch.setattr("xfer.sweep.scheduler.marks", lambda *_: ("ours",))
+    with pytest.raises(ResumeError, match="holds another sweep: another"):
+        run_sweep(request, None, another)  # type: ignore[arg-type]
+
+
+def test_a_job_that_is_interrupted_before_it_begins_has_not_failed(tmp_path: Path):
+    with blocked():
+        job = os.fork()
+        if not job:
+            try:
+                atexit._clear()  # of the tests themselves, whose browser and server go on
+                # What a shell has put in the background is asked to ignore it.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                os.kill(os.getpid(), signal.SIGINT)  # comes as soon as the job takes signals
+                _be_a_job(["--version"], os.open(tmp_path / "said", os.O_WRONLY | os.O_CREAT), True)
+            finally:
+                os._exit(99)  # never back into the tests, whatever was raised
+    code = os.waitstatus_to_exitcode(os.waitpid(job, 0)[1])
+    assert (code, (tmp_path / "said").read_text()) == (130, "")
+
+
+@pytest.mark.parametrize("exits", [True, False])
+def test_what_a_library_does_at_exit_is_done_unless_the_slot_goes_on(tmp_path: Path, exits: bool):
+    said, left = tmp_path / "said", tmp_path / "left"
+    job = os.fork()
+    if not job:
+        try:
+            atexit._clear()
+            atexit.register(left.touch)
+            _be_a_job(["--version"], os.open(said, os.O_WRONLY | os.O_CREAT), exits)
+        finally:
+            os._exit(99)
+    assert os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]) == 0
+    assert left.exists() == exits

@@ -9,12 +9,13 @@ import pytest
 from hydra.core.config_loader import ConfigLoader
 
 from hydra_plugins.xfer_sweep._space import parse, read
+from xfer.config.sweep_spec import SweepSpec
 from xfer.core.errors import ResumeError, SweepError
 from xfer.core.files import file_sha256
-from xfer.sweep import SweepSpec
+from xfer.core.run_folder import is_live, lock
 from xfer.sweep.executors.runners import LiveTable
 from xfer.sweep.executors.slots import divide
-from xfer.sweep.leaderboard.baseline import _values as of_the_leaderboard
+from xfer.sweep.leaderboard.ranking import _values as of_the_leaderboard
 from xfer.sweep.ledger import Ledger, SweepFacts, find, hold
 from xfer.sweep.objective import Objective, objectives, values
 from xfer.sweep.requirements import flow_text
@@ -320,7 +321,7 @@ def test_a_storage_that_others_reach_serves_one_folder(tmp_path: Path):
 @pytest.mark.parametrize(("count", "share"), [(0, 1), (-1, 1), (None, 0)])
 def test_slots_are_counted_from_one(count: int | None, share: int):
     with pytest.raises(SweepError, match=r"E171: hydra\.launcher"):
-        divide(count, share, False)
+        divide(count, share, "cpu")
 
 
 def test_a_pruner_needs_what_every_epoch_logs():
@@ -427,27 +428,27 @@ def test_slots_share_no_core_and_refuse_what_is_not_there(monkeypatch: pytest.Mo
     monkeypatch.setattr("xfer.sweep.executors.slots.usable_cores", lambda: [0, 1, 4, 5, 6])
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.delenv("OMP_NUM_THREADS")
-    slots = divide(2, 1, True)
+    slots = divide(2, 1, "auto")
     assert [slot.cores for slot in slots] == [(0, 1), (4, 5, 6)]
     assert [slot.environment()["OMP_NUM_THREADS"] for slot in slots] == ["2", "3"]
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert [slot.threads for slot in slots] == [1, 1]
-    assert len(divide(None, 1, True)) == 1
+    assert len(divide(None, 1, "auto")) == 1
     with pytest.raises(SweepError, match="6 slots need as many cores, there are 5"):
-        divide(6, 1, True)
+        divide(6, 1, "auto")
 
 
 def test_slots_take_turns_on_gpus(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("xfer.sweep.executors.slots.usable_cores", lambda: list(range(8)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    slots = divide(None, 2, True)
+    slots = divide(None, 2, "auto")
     assert [slot.environment()["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["2", "2", "3", "3"]
     assert sorted(core for slot in slots for core in slot.cores) == list(range(8))
-    assert [slot.gpu for slot in divide(3, 1, False)] == [None] * 3
+    assert [slot.gpu for slot in divide(3, 1, "cpu")] == [None] * 3
     with pytest.raises(SweepError, match="room for 2: 2 GPUs with 1 job each"):
-        divide(3, 1, True)
+        divide(3, 1, "auto")
     with pytest.raises(SweepError, match="a slot has one GPU"):
-        divide(None, 1, True, devices=2)
+        divide(None, 1, "auto", devices=2)
 
 
 JOB = Job(1, ("optim.lr=0.1",), {"optim.lr": 0.1})
@@ -457,7 +458,9 @@ def status(folder: Path, **facts: object) -> None:
     (folder / "status.json").write_text(json.dumps(facts))
 
 
-def test_a_job_that_can_go_on_keeps_its_folder_and_another_begins_anew(tmp_path: Path):
+def test_a_job_that_can_go_on_keeps_its_folder_and_another_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     ledger = Ledger(tmp_path)
     folder = ledger.prepare(JOB)
     (folder / "output.log").write_text("said\n")
@@ -468,16 +471,38 @@ def test_a_job_that_can_go_on_keeps_its_folder_and_another_begins_anew(tmp_path:
     ledger.prepare(JOB)
     assert (folder / "metrics.csv").exists()
     status(folder, state="failed", exit=ResumeError.exit)
+    held = (folder / ".lock").stat().st_ino
+
+    def emptied(path: Path) -> None:
+        assert is_live(folder), "a process of an earlier sweep may begin here"
+        path.unlink()
+
+    monkeypatch.setattr("xfer.sweep.ledger.remove", emptied)
     ledger.prepare(JOB)
-    assert {p.name for p in folder.iterdir()} == {"job.json", "output.log"}
+    assert {p.name for p in folder.iterdir()} == {".lock", "job.json", "output.log"}
+    assert (folder / ".lock").stat().st_ino == held and not is_live(folder)
     facts = json.loads((folder / "job.json").read_text())
     assert facts == {"job": 1, "overrides": ["optim.lr=0.1"], "parameters": {"optim.lr": 0.1}}
     assert list(ledger.jobs()) == [JOB]
 
 
+def test_a_job_in_which_a_process_has_just_begun_waits_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ledger, waiting = Ledger(tmp_path), [JOB]
+    with monkeypatch.context() as asked, lock(ledger.prepare(JOB)):
+        asked.setattr("xfer.sweep.ledger.is_live", lambda folder: False)
+        assert ledger.take(waiting) is None and waiting == [JOB]
+    assert ledger.take(waiting) == JOB and not waiting
+
+
 def test_the_status_is_true_whatever_became_of_a_job(tmp_path: Path):
     ledger = Ledger(tmp_path)
     folder = ledger.prepare(JOB)
+    (folder / "output.log").write_text("xfer: error E401: a: goes on... Fix: bring it\n")
+    assert ledger.settle(1, 4) == "xfer: error E401: a: goes on... Fix: bring it"
+    assert json.loads((folder / "status.json").read_text())["message"] == "a: goes on..."
+    status(folder, state="running")
     (folder / "output.log").write_text("xfer: error E401: a: is gone. Fix: bring it\nlast\n")
     line = "xfer: error E401: a: is gone. Fix: bring it"
     assert ledger.settle(1, 4) == line

@@ -178,9 +178,10 @@ def test_a_failed_job_hides_nothing_and_the_same_command_runs_it_alone(tmp_path:
         assert re.search(rf"job {number}, exit 3: xfer: error E3\d\d: .*two", done.stdout)
         status = json.loads((tmp_path / f"s/{number}/status.json").read_text())
         assert (status["state"], status["exit"]) == ("failed", 3)
-    # Two jobs at once on the same images: one computed their features, the other waited.
-    hits = [json.loads((tmp_path / f"s/{n}/result.json").read_text()) for n in (0, 1)]
-    assert sorted(result["features"]["hit"] for result in hits) == [False, True]
+    # Two jobs at once on the same images: each split was computed by one of them, and not
+    # necessarily by the same one, which `hit` of a job speaks of.
+    results = [json.loads((tmp_path / f"s/{n}/result.json").read_text()) for n in (0, 1)]
+    assert False in [result["features"]["hit"] for result in results]
     facts = json.loads((tmp_path / "s/sweep.json").read_text())
     assert (facts["jobs"], facts["objectives"][0]["metric"]) == (4, "val_acc")
 
@@ -409,7 +410,7 @@ def test_twelve_jobs_and_ten_kills_make_the_same_ledger(sampler: str, tmp_path: 
     space = {
         "grid": ["optim.lr=0.3,0.1,0.03,0.01", "head=linear,dropout,mlp"],
     }.get(sampler, [*RANDOM[4:6], f"sweep.sampler={sampler}", "sweep.n_trials=12"])
-    shared = [*QUICK, *space, "trainer.max_epochs=20", WARM, "hydra.launcher.slots=2"]
+    shared = [*QUICK, *space, "trainer.max_epochs=60", WARM, "hydra.launcher.slots=2"]
     if sampler != "tpe":
         assert sweep(tmp_path, *shared, "sweep.dir=whole").returncode == 0
     dice, strikes, folder = random.Random(0), 0, tmp_path / "s"

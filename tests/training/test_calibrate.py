@@ -157,7 +157,7 @@ def test_a_fit_by_steps_is_calibrated_when_asked_and_its_error_is_of_other_image
     ours, before = state(stepped), state(stepped_plain)
     assert {n for n in ours if not ours[n].equal(before[n])} == {"fc.weight", "fc.bias"}
     log = (stepped / "run.log").read_text()
-    assert "calibrated: temperature 0." in log and "of 179 validation images" in log
+    assert "calibrated: temperature 0." in log and "on 179 validation images" in log
     assert plan["calibration"]["fitted_on"] == "val"
 
 
@@ -220,4 +220,4 @@ def test_the_card_shows_the_reliability_before_and_after(solved, stepped) -> Non
 def test_its_own_folds_are_named_where_they_are_not_those_of_the_penalty(solved) -> None:
     log = (solved / "run.log").read_text()
     assert "by 5 folds of the training images" in log
-    assert "; of 717 training images held out in 20 folds, calibration error" in log
+    assert "; on 717 training images held out in 20 folds the calibration error" in log

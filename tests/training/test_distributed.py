@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,8 +149,26 @@ def test_a_stop_and_a_kill_change_nothing(whole, tmp_path):
     second.kill()
     second.communicate()
     assert_gone(ranks)
+    one = shutil.copytree(only_run(tmp_path), tmp_path / "one")
     finish(phased(tmp_path, again))
     assert_same(only_run(tmp_path), whole)
+    assert_goes_on_alone(one, whole)
+
+
+def assert_goes_on_alone(run: Path, whole: Path) -> None:
+    """One device computes both parts of each batch; BatchNorm and dropout: test_other_ranks.py."""
+    typed = [*TWO, f"checkpoint.resume={run}", "trainer.devices=1"]
+    said = finish(phased(run.parent, *typed, begin=start))
+    assert "on each of 2 devices, as it began; now 1 rank, 2 parts of each batch in turn" in said
+    ours, theirs = (load_tensors(r / "checkpoints/last.ckpt") for r in (run, whole))
+    for name, tensor in theirs["state_dict"].items():
+        torch.testing.assert_close(ours["state_dict"][name], tensor, rtol=1e-4, atol=1e-5)
+    first, then = json.loads((run / "result.json").read_text())["ranks"]
+    assert first == {"after_step": 0, "ranks": 2} and then["ranks"] == 1
+    assert then["after_step"] > 23
+    # Files count whole batches, whoever writes them.
+    of_batches = lambda c: c["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]  # noqa: E731
+    assert of_batches(ours) == of_batches(theirs)
 
 
 @pytest.mark.slow

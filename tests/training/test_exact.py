@@ -20,7 +20,7 @@ from xfer.export import gate
 from xfer.plan import auto
 from xfer.plan.make import make_plan
 from xfer.plan.table import table as plan_table
-from xfer.report import figure_cache, heat
+from xfer.report import heat, plot
 
 QUICK = ["stages=[fit,evaluate]"]
 FEW = [*QUICK, "data.digits=[5,6]"]
@@ -110,7 +110,7 @@ def test_the_same_command_again_leaves_the_same_files_and_computes_little(
     def computed(*_: object) -> None:
         raise AssertionError("what an earlier run has proved or drawn is made again")
 
-    for module, name in ((gate, "_tried"), (figure_cache, "png"), (heat, "heat_at")):
+    for module, name in ((gate, "_tried"), (plot, "png"), (heat, "heat_at")):
         monkeypatch.setattr(module, name, computed)
     again = xfer.run("digits_freeze").folder
     files = {path.relative_to(solved).as_posix() for path in solved.rglob("*") if path.is_file()}
@@ -166,6 +166,25 @@ def test_a_run_that_is_killed_and_begun_again_ends_as_a_whole_one(tmp_path: Path
     rows = [[{k: v for k, v in r.items() if k not in clocks} for r in table(f, "metrics.csv")]
             for f in (run, solved)]  # fmt: skip
     assert rows[0] == rows[1]
+
+
+def test_a_run_that_is_interrupted_says_what_is_kept_and_the_command_that_goes_on(tmp_path):
+    hook = (
+        "import os, signal, xfer.training.logistic as l\n"
+        "l.Problem.minimum = lambda *given: os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    words = ["experiment=digits_freeze", *FEW]
+    process = warm.start(tmp_path, *words, script=hook + warm.COMMAND)
+    said, _ = process.communicate()
+    assert process.returncode == 130, said
+    (line,) = [line for line in said.splitlines() if line.startswith("stopped")]
+    known, _, again = line.partition("; to go on, type xfer ")
+    assert known == "stopped by SIGINT, before it had a state to save beside what is cached"
+    process = warm.start(tmp_path, *again.split())
+    said, _ = process.communicate()
+    assert process.returncode == 0 and "solved:" in said, said
+    (run,) = (tmp_path / "outputs/digits_freeze").iterdir()
+    assert run.name == again.split()[1] and facts(run)["status"] == "finished"
 
 
 def test_a_fit_of_steps_goes_on_from_it(solved: Path) -> None:

@@ -17,6 +17,7 @@ from xfer.core.errors import ConfigError
 from xfer.core.protocols import Backbone
 from xfer.freeze import hold
 from xfer.models.backbone import Timm, Torchvision
+from xfer.training.features import prove_cut
 from xfer.training.features.cut import Cut, Part, Tail, evaluated_from, extract, prefix_state
 from xfer.training.features.find_cut import Refusal, find
 from xfer.training.features.prove_cut import Whole
@@ -105,18 +106,35 @@ def assert_the_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None
     assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
 
 
+DIRECT = {"resnet", "mobilenet", "efficientnet", "convnext", "vit", "swin", "squeezenet"}
+
+
+def unneeded(*_: object) -> None:
+    raise AssertionError("a tail was put together")
+
+
 SLOW = {"swin", "efficientnet"}  # another transformer and other convolutions are left
 
 
 @pytest.mark.parametrize(
     "family", [pytest.param(f, marks=pytest.mark.slow if f in SLOW else []) for f in FAMILIES]
 )
-def test_from_the_head_on_everything_is_bit_for_bit_the_whole_networks(family: str) -> None:
+def test_from_the_head_on_everything_is_bit_for_bit_the_whole_networks(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone, size, modules, numbers = FAMILIES[family]
     net, heads = ready(backbone)
     images = torch.randn(6, 3, size, size)
     cut = found(net, images, heads)
     assert (cut.modules, cut.size) == (modules, numbers)
+    assert bool(cut.direct) is (family in DIRECT)
+    if cut.direct:
+        with monkeypatch.context() as patch:
+            patch.setattr(prove_cut, "Tail", unneeded)
+            assert find(net, images, heads, answers=True) == cut, "answers alone need no tail"
+        with torch.no_grad(), evaluated_from(net.eval(), cut) as run:
+            assert run is not net and run(extract(net, cut, images)).equal(net(images))
+        hold(net.train(), "eval")
     whole, cached = copy.deepcopy(net), net
     features = extract(cached, cut, images)
     assert features.shape == (6, numbers)
@@ -360,8 +378,9 @@ def poisons() -> dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]]:
 @pytest.mark.parametrize("poison", poisons())
 def test_a_tail_that_uses_a_value_from_before_the_cut_fails(poison: str) -> None:
     net = thawed(Net(join=poisons()[poison]), ("head",), LAYER)
-    assert Whole(net, SMALL).refutes(AT_LAYER) is not None
-    assert isinstance(find(net, SMALL, ("head",)), Refusal)
+    for answers in (False, True):
+        assert Whole(net, SMALL).refutes(AT_LAYER, answers) is not None
+        assert isinstance(find(net, SMALL, ("head",), answers), Refusal)
     features = extract(net, AT_LAYER, SMALL)
     Tail(net, AT_LAYER)
     with pytest.raises((Unsound, RuntimeError)):
@@ -383,6 +402,21 @@ class More(nn.Linear):
         return super().forward(x) + more
 
 
+class ByHand(nn.Sequential):
+    """A sequence that is not called as one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self:
+            x = module(x)
+        return x
+
+
+def relu_between(head: nn.Module, x: Tensor) -> Tensor:
+    """Each module of the head by itself, with something in place between them."""
+    first, second = head.children()
+    return second(first(x).relu_())
+
+
 class Ends(Net):
     """What ``end`` makes of features and head, as the answer."""
 
@@ -394,22 +428,39 @@ class Ends(Net):
         return self.end(self.head, self.layer(self.stem(images.flatten(1))))
 
 
+def row(kind: type[nn.Sequential] = nn.Sequential) -> nn.Module:
+    return kind(nn.Linear(6, 4), nn.Linear(4, 2))
+
+
+# What is done with the head's answer; the cut is at its first module, where it has several.
 ENDS: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], nn.Module]] = {
     "direct": (lambda head, x: head(x), nn.Linear(6, 2)),
+    "direct, flattened": (lambda head, x: head(x[:, :, None, None]).flatten(1), nn.Conv2d(6, 2, 1)),
+    "direct, in a row": (lambda head, x: head(x), row()),
+    "of its own class": (lambda head, x: head(x), row(ByHand)),
+    "something between": (relu_between, row()),
     "something follows": (lambda head, x: head(x).softmax(1), nn.Linear(6, 2)),
+    "something in place": (lambda head, x: head(x).add_(1), nn.Linear(6, 2)),
+    "another shape": (lambda head, x: head(x).T, nn.Linear(6, 5)),
     "something is added": (lambda head, x: head(x, torch.ones(2)), More(6, 2)),
     "called twice": (lambda head, x: (head(x), head(x))[1], nn.Linear(6, 2)),
 }
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_a_cut_is_direct_where_its_module_alone_gives_the_answer(end: str) -> None:
+def test_a_cut_is_direct_where_its_modules_alone_give_the_answer(end: str) -> None:
     net = thawed(Ends(*ENDS[end]), ("head",))
-    assert Whole(net, SMALL).direct(CUT) is (end == "direct")
+    several = isinstance(net.head, nn.Sequential)
+    first = Part("head.0" if several else "head", 0, (6,), (1,))
+    row = ("head.0", "head.1") if several else ("head",)
+    direct = Whole(net, SMALL).direct(replace(CUT, parts=(first,)))
+    assert direct == (row if end.startswith("direct") else ())
     cut = find(net, SMALL, ("head",))
     if isinstance(cut, Cut):
-        assert cut.direct is (end == "direct")
-        assert Cut.from_plain(json.loads(json.dumps(cut.to_plain()))).direct is cut.direct
+        assert Cut.from_plain(json.loads(json.dumps(cut.to_plain()))).direct == cut.direct
+    if end.startswith("direct"):
+        whole = Whole(net, SMALL)
+        assert whole.refutes(found(net, SMALL, ("head",)), answers=True) is None
 
 
 @pytest.mark.parametrize("change", ["as it is", "a hook", "not direct"])
@@ -420,7 +471,7 @@ def test_what_is_evaluated_from_a_cut_is_what_the_network_gives(change: str) -> 
     features = extract(net, cut, SMALL)
     if change == "a hook":
         net.register_forward_hook(lambda *seen: seen[2] + 1)
-    cut = replace(cut, direct=change != "not direct")
+    cut = replace(cut, direct=() if change == "not direct" else cut.direct)
     with torch.no_grad():
         whole = net.eval()(SMALL)
         with evaluated_from(net, cut) as run:

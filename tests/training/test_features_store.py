@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import queue
 import random
 import re
 import shutil
@@ -15,7 +16,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from weights_files import Malice
 
 from xfer.core.errors import ConfigError, DataError, OutputError
 from xfer.core.log import log
+from xfer.training.features.feature_parts import assisted, shared
 from xfer.training.features.store import FeatureEntry, Store, digest, rows
 
 KEY = {
@@ -829,3 +833,46 @@ def test_a_folder_that_may_only_be_read_is_read(tmp_path, why, locks):
         assert "E912" in error and f"cannot be written ({why})" in error
     assert left == still == str(sorted(before)) and names(folder) == before
     assert len(warned) <= 1
+
+
+class _Pair:
+    """One of two ranks that meet within this process."""
+
+    sent: queue.Queue[Any] = queue.Queue()
+    met = threading.Barrier(2, timeout=20)
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+    def broadcast(self, value: Any) -> Any:
+        if self.rank == 0:
+            self.sent.put(value)
+        return value if self.rank == 0 else self.sent.get(timeout=20)
+
+    def all_gather(self, value: Any) -> list[Any]:
+        self.met.wait()
+        return [value] * 2
+
+
+def test_what_rank_zero_has_made_is_read_by_the_others_before_another_takes_its_room(
+    tmp_path: Path,
+) -> None:
+    goes_on, found = threading.Event(), []
+
+    class Late(Store):
+        def entry(self, *given: Any) -> FeatureEntry:
+            goes_on.wait(0.3)  # as long as rank 0 may take to its next entry
+            return super().entry(*given)
+
+    def second() -> None:
+        with suppress(OutputError):
+            found.append(assisted(Late(tmp_path, 1), _Pair(1), 1, lambda: []))  # type: ignore[arg-type]
+
+    store, thread = Store(tmp_path, 1), threading.Thread(target=second)
+    store.entry(A, 1, lambda: [torch.ones(1, 2)])
+    thread.start()
+    shared(_Pair(0), A)  # type: ignore[arg-type]
+    store.forget(A, "")  # to make room
+    goes_on.set()
+    thread.join()
+    assert len(found) == 1 and found[0].array.tolist() == [[1, 1]]

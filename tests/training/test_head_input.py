@@ -94,7 +94,7 @@ def test_what_is_folded_gives_the_answers_of_what_trained() -> None:
         assert path == "1"
         before, wanted = net.state_dict(), net(images)
         before = {name: tensor.clone() for name, tensor in before.items()}
-        found = moments(net, [path], [(images[:16], 16), (images[16:], 24)])
+        found = moments(net, [path], [(images[:16], 16), (images[16:], 24)], net)
         put = Standardized(net, found)
         assert torch.allclose(net(images), wanted, atol=1e-3)
         seen = []
@@ -162,14 +162,15 @@ def test_a_trace_in_one_of_few_images_does_not_put_the_next_one_far_away() -> No
     few = torch.rand(10, 40, generator=torch.Generator().manual_seed(0))
     few[:, 0] = 0
     few[3, 0] = 1e-4
-    found = moments(nn.Sequential(nn.Linear(40, 2)), ["0"], [(few, 10)])["0"]
+    net = nn.Sequential(nn.Linear(40, 2))
+    found = moments(net, ["0"], [(few, 10)], net)["0"]
     assert (few[:, 1:].std(0) / found.std[1:]).std() < 0.2
     assert 1 / found.std[0] < 8, "a deviation of its own would be 3e-5"
 
 
 def test_a_feature_that_is_constant_is_left_alone() -> None:
     net = nn.Sequential(nn.Linear(3, 2))
-    found = moments(net, ["0"], [(torch.tensor([[1.0, 190.0, 0.0], [3.0, 190.0, 0.0]]), 2)])
+    found = moments(net, ["0"], [(torch.tensor([[1.0, 190.0, 0.0], [3.0, 190.0, 0.0]]), 2)], net)
     assert found["0"].std.tolist() == [1.0, 1.0, 1.0]
     assert found["0"].mean.tolist() == [2.0, 190.0, 0.0]
 
@@ -185,7 +186,7 @@ def test_of_cached_features_they_are_those_of_the_images_to_the_last_bit(head: s
         words = ["experiment=digits_sgd", "trainer=cpu", f"head={head}", *SHORT, *typed]
         plan = make_plan(compose_specs(words))
         found.append(prepare_head(plan, assemble(plan.parts, plan.state)))
-    (images,), (cached,) = (of.values() for of in found)
+    (images,), (cached,) = (of.values() for of, _ in found)
     assert images.std.equal(cached.std) and images.mean.equal(cached.mean)
 
 

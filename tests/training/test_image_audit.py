@@ -7,12 +7,14 @@ import json
 import re
 import shlex
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -20,10 +22,12 @@ import xfer
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import CombinationError, ConfigError, DataError, Problems
 from xfer.data.folder import Folder
+from xfer.models.head import Keep
 from xfer.plan.make import make_plan
 from xfer.plan.table import brief, table
 from xfer.report.audit_files import next_command
 from xfer.report.inputs import Work
+from xfer.weights.content import Match
 
 NETWORK = ["backbone=digits_resnet", "source=digits_0_4", "augment=none", "data.workers=0"]
 WRONG = {"train/5/0003.png": "6", "train/6/0004.png": "8", "train/8/0005.png": "5"}
@@ -316,6 +320,31 @@ def test_labels_at_random_are_said_to_be_no_basis(
     assert any("no label can be judged" in warning for warning in warnings)
 
 
+def test_the_source_answers_as_the_network_does_with_its_own_head(place: Path) -> None:
+    from xfer.data.preprocess import prepare
+    from xfer.models.network import Parts, assemble
+    from xfer.plan.classes import source_head
+    from xfer.training import image_audit
+    from xfer.training.backbone_features import source_answers
+
+    specs = compose_specs([f"data.root={place / 'digits'}", *NETWORK, "stages=[audit]"])
+    plan = make_plan(specs)
+    assert "the source's answers for its 5 classes" in brief(plan)
+    assert "by features alone" in brief(replace(plan, source_head=None))
+    _, matrix, _ = image_audit.features(image_audit.as_evaluated(plan))
+    weights = specs.source.load(specs.backbone)
+    whole = assemble(Parts(specs.backbone, Keep(), 5), weights.state).eval()
+    images = plan.split("train").images
+    batch = np.stack([prepare(images[i], plan.card.input) for i in range(4)])
+    with torch.inference_mode():
+        expected = whole(torch.from_numpy(batch)).div(2).softmax(dim=1).sqrt().numpy()
+    assert np.abs(source_answers(plan, matrix)[:4] - expected).max() < 1e-4
+    bare, match = plan.parts.bare(), Match()
+    assert source_head(weights, match, bare, 3) and not source_head(weights, match, bare, 5)
+    learned = replace(weights, splits={"train": "0" * 64})
+    assert not source_head(learned, match, bare, 3)
+
+
 def test_memory_is_no_more_than_the_log_says(monkeypatch: pytest.MonkeyPatch) -> None:
     from xfer.evaluation import leave_one_out, neighbours
     from xfer.training import image_audit
@@ -328,10 +357,12 @@ def test_memory_is_no_more_than_the_log_says(monkeypatch: pytest.MonkeyPatch) ->
     labels = draw.integers(0, 200, 800)  # so many classes that answers are what is large
     features = draw.normal(size=(800, 64)).astype(np.float32)
     image_audit.look(features[:60], labels[:60], names)  # what is imported is no memory of it
-    tracemalloc.start()
-    try:
-        image_audit.look(features, labels, names)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < image_audit._working_bytes(features, 200)
+    for answers in (None, draw.random((800, 90)).astype(np.float32)):
+        tracemalloc.start()
+        try:
+            image_audit.look(features, labels, names, answers=answers)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        more = 0 if answers is None else 90
+        assert peak < image_audit._working_bytes(features, 200, 1, more)

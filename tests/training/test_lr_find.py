@@ -165,3 +165,21 @@ def test_the_proposed_rate_does_as_well_as_the_shipped_one(experiment, tmp_path,
 def test_it_needs_data_and_no_checkpoint():
     with pytest.raises(ConfigError, match="makes its own checkpoint"):
         planned("checkpoint.path=some.ckpt")
+
+
+@pytest.mark.parametrize(("digits", "flip"), [("[0,8]", 0.5), ("[5,6,7]", 0.0)])
+def test_the_range_test_flips_what_the_fit_flips(digits, flip, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def seen(samples, spec, augment):
+        raise Seen(augment.flip)
+
+    monkeypatch.setattr("xfer.training.lr_find.train_images", seen)
+    solved = ["freeze=lp_ft", "features=auto", "trainer.head_start=solved", "augment=auto"]
+    words = ["experiment=digits_sgd", "stages=[lr_find]", "data.workers=0", *solved]
+    plan = make_plan(compose_specs([*words, f"data.digits={digits}"]))
+    assert plan.specs.augment.flip == 0.5
+    with pytest.raises(Seen) as caught:
+        lr_find(plan)
+    assert caught.value.args == (flip,)

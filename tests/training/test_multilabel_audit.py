@@ -135,6 +135,8 @@ def test_the_plan_names_thresholds_where_they_are_chosen(
         for said in (plan_table(plan), brief(plan)):
             assert "several an image, or none" in said
             assert ("a threshold a class by its F1" in said) == chosen, stages
+            assert ("known of 4 different sets of images" in said) == ("audit" in stages)
+            assert "these images are no files" not in said
 
 
 def test_counts_and_last_lines_are_of_known_labels(audited: Path, place: Path) -> None:

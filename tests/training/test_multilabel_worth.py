@@ -22,8 +22,8 @@ from xfer.training import multilabel_subsampling as subsampling
 from xfer.training import subsampling as sizing
 from xfer.training import worth
 from xfer.training.feature_moments import moments
-from xfer.training.multilabel_worth import of_label_features
 from xfer.training.subsampling import FOLDS
+from xfer.training.worth import of_features
 
 SHARES = np.array([0.5, 0.3, 0.1])
 
@@ -89,7 +89,7 @@ def test_what_is_measured_is_what_scikit_learn_measures() -> None:
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_the_curve_is_as_high_as_a_head_that_is_solved_on_as_many_images(seed: int) -> None:
     """Of 200 images: what a head of all of them scores on thousands of others is in the band."""
-    facts = of_label_features(*drawn(200, seed=seed), "abc", seed, drawn(4000, seed=90 + seed))
+    facts = of_features(*drawn(200, seed=seed), "abc", seed, drawn(4000, seed=90 + seed))
     check = facts["check"]
     assert check["inside"] and check["labels"] == 3
     assert check["expected"]["high"] - check["expected"]["low"] < 0.3
@@ -102,10 +102,10 @@ def test_unknown_labels_have_no_part_in_it(monkeypatch: pytest.MonkeyPatch) -> N
     """Labels that nobody has looked at may be anything: nothing is otherwise."""
     fewer(monkeypatch, sizes=3, repeats=2)
     x, labels = drawn(60)
-    facts = of_label_features(x, labels, "abc", 0, drawn(60, seed=1))
+    facts = of_features(x, labels, "abc", 0, drawn(60, seed=1))
     other = labels.copy()
     other[labels < 0] = -7
-    assert of_label_features(x, other, "abc", 0, drawn(60, seed=1)) == facts
+    assert of_features(x, other, "abc", 0, drawn(60, seed=1)) == facts
 
 
 def fewer(patch: pytest.MonkeyPatch, sizes: int = 8, repeats: int = 8) -> None:
@@ -125,7 +125,7 @@ def test_a_label_of_five_images_that_are_all_found_is_not_known_to_be_found_alwa
     labels = np.zeros((100, 3), np.int64)
     labels[:5, 0] = labels[5:55, 1] = labels[20:70, 2] = 1
     x = np.random.default_rng(0).normal(size=(100, 12)) + 9 * labels @ np.eye(3, 12)
-    facts = of_label_features(x.astype(np.float32), labels, "abc", 0, (x, labels))
+    facts = of_features(x.astype(np.float32), labels, "abc", 0, (x, labels))
     now = facts["by_class"]["a"]["now"]
     assert now["value"] - now["low"] > 0.1 and now["high"] == pytest.approx(1, abs=0.02)
 

@@ -21,8 +21,8 @@ from xfer.core.world import World
 from xfer.plan.make import make_plan
 from xfer.plan.table import table
 from xfer.training.distributed.launch import Others
-from xfer.training.distributed.meeting import here, introduction, meeting_of, rank_wait
 from xfer.training.distributed.rank import _specs
+from xfer.training.distributed.rank_store import here, introduction, rank_wait, store_of
 from xfer.training.distributed.rendezvous import _await, refuse_other_versions
 
 HEAD = ["freeze=head_only", "head=linear", "trainer.ema_decay=0", "trainer.max_epochs=2"]
@@ -111,16 +111,16 @@ def test_a_rank_that_rank_0_does_not_answer_says_where_it_looked(
     monkeypatch.setenv("XFER_RANK_WAIT", "0.2")
     port = free_port()
     lonely = World("the environment", 1, 2, 0, None, "127.0.0.1", port, "0.0")
-    monkeypatch.setattr("xfer.training.distributed.meeting._TRY", timedelta(milliseconds=300))
+    monkeypatch.setattr("xfer.training.distributed.rank_store._TRY", timedelta(milliseconds=300))
     with pytest.raises(XferError, match=f"{port}: rank 0 has not answered rank 1"):
-        meeting_of(lonely, 1)
+        store_of(lonely, 1)
 
 
 def test_a_port_that_is_taken_is_said_with_another() -> None:
     _, port = here()
     leader = World("the environment", 0, 2, 0, None, "127.0.0.1", port, "0.0")
     with pytest.raises(XferError, match="rank 0 cannot listen there") as caught:
-        meeting_of(leader, 1)
+        store_of(leader, 1)
     assert f"type export MASTER_PORT={port + 1}" in caught.value.fix
 
 
@@ -137,7 +137,7 @@ def planned(tmp_path: Path) -> Path:
 def word_of(folder: Path) -> dict[str, object]:
     """What rank 0 says of a run in ``folder``."""
     plan, sha256 = json.loads((folder / "plan.json").read_text()), file_sha256(folder / "plan.json")
-    asked = {"config": plan["config"], "experiment": plan["experiment"]}
+    asked = {"config": plan["config"], "experiment": plan["experiment"], "begun": None}
     return {**asked, "folder": str(folder), "plan": sha256, "host": "node1"}
 
 
@@ -172,8 +172,8 @@ OTHER_TORCH = """
 import importlib.metadata
 real = importlib.metadata.version
 importlib.metadata.version = lambda name: "2.13.0" if name == "torch" else real(name)
-import xfer.training.distributed.meeting as meeting
-meeting.version = importlib.metadata.version
+from xfer.training.distributed import rank_store
+rank_store.version = importlib.metadata.version
 from xfer.__main__ import main
 main()
 """

@@ -137,8 +137,8 @@ def gone_on(path: Path, spec: Options, with_momenta: bool) -> nn.Module:
     fill(net, content["state_dict"])
     optimizer = ours(net, spec)
     if with_momenta:
-        momenta = TorchState(content["optimizer"]).named(trainable(content["state_dict"]))
-        assert load(optimizer, parameters(net), momenta) == tuple(parameters(net))
+        saved = TorchState(content["optimizer"]).named(trainable(content["state_dict"]))
+        assert load(optimizer, parameters(net), saved) == tuple(parameters(net))
     train(net, optimizer, batches(6)[3:])
     return net
 
@@ -186,13 +186,13 @@ def test_a_checkpoint_of_lightning_goes_on_in_lightning(case: str, tmp_path: Pat
         content, net = load_tensors(tmp_path / "lit.ckpt"), network(9)
         weights = content["state_dict"]
         fill(net, {name.removeprefix("net."): tensor for name, tensor in weights.items()})
-        momenta = TorchState(content["optimizer_states"][0]).named(trainable(weights))
-        assert all(name.startswith("net.") for name in momenta.buffers)
-        renamed = {n.removeprefix("net."): b for n, b in momenta.buffers.items()}
+        saved = TorchState(content["optimizer_states"][0]).named(trainable(weights))
+        assert all(name.startswith("net.") for name in saved.buffers)
+        renamed = {n.removeprefix("net."): b for n, b in saved.buffers.items()}
 
         def made(net: nn.Module) -> torch.optim.Optimizer:
             optimizer = ours(net, spec)
-            load(optimizer, parameters(net), OptimizerBuffers(momenta.algorithm, renamed))
+            load(optimizer, parameters(net), OptimizerBuffers(saved.algorithm, renamed))
             return optimizer
 
         trainer(3).fit(Lit(net, made), DataLoader(batches(6)[3:], batch_size=None))
@@ -230,36 +230,36 @@ def test_mindspores_momentum_spares_gamma_and_beta_alone() -> None:
 
 
 def filled(net: nn.Module, make: Make) -> OptimizerBuffers:
-    """The momenta of ``net`` after one step of ``make``."""
+    """The optimizer state of ``net`` after one step of ``make``."""
     optimizer = make(net)
     train(net, optimizer, batches(1))
     return TorchState(optimizer.state_dict()).named(trainable(net.state_dict()))
 
 
-def without_head(momenta: OptimizerBuffers) -> OptimizerBuffers:
-    kept = {n: b for n, b in momenta.buffers.items() if not n.startswith("8.")}
-    return OptimizerBuffers(momenta.algorithm, kept)
+def without_head(saved: OptimizerBuffers) -> OptimizerBuffers:
+    kept = {n: b for n, b in saved.buffers.items() if not n.startswith("8.")}
+    return OptimizerBuffers(saved.algorithm, kept)
 
 
 def test_a_new_head_starts_fresh_and_the_file_is_not_shared() -> None:
-    momenta = without_head(filled(network(0), CASES["SGD"][0]))
-    before = {n: b["momentum_buffer"].clone() for n, b in momenta.buffers.items()}
+    saved = without_head(filled(network(0), CASES["SGD"][0]))
+    before = {n: b["momentum_buffer"].clone() for n, b in saved.buffers.items()}
     net = network(9, classes=5)
     optimizer = ours(net, Sgd(lr=0.05))
-    continued = load(optimizer, parameters(net), momenta)
+    continued = load(optimizer, parameters(net), saved)
     assert not {"8.weight", "8.bias"} & set(continued) and len(continued) == 8
     named = parameters(net)
     assert {n for n in named if named[n] in optimizer.state} == set(continued)
     train(net, optimizer, batches(2))
     assert {n for n in named if named[n] in optimizer.state} == set(named)
-    assert all(torch.equal(b["momentum_buffer"], before[n]) for n, b in momenta.buffers.items())
+    assert all(torch.equal(b["momentum_buffer"], before[n]) for n, b in saved.buffers.items())
 
 
 def test_fresh_and_continued_parameters_count_their_own_steps() -> None:
-    momenta = without_head(filled(network(0), CASES["AdamW"][0]))
+    saved = without_head(filled(network(0), CASES["AdamW"][0]))
     net = network(9, classes=5)
     optimizer = ours(net, AdamW(lr=0.05))
-    load(optimizer, parameters(net), momenta)
+    load(optimizer, parameters(net), saved)
     train(net, optimizer, batches(1))
     steps = {n: float(optimizer.state[p]["step"]) for n, p in net.named_parameters()}
     assert steps == {n: 1.0 if n.startswith("8.") else 2.0 for n in steps}
@@ -280,9 +280,9 @@ def test_the_state_is_what_the_optimizer_would_have_made_itself(args: dict[str, 
     net = network(9).to(memory_format=torch.channels_last)
     made = make(net)
     train(net, made, batches(1))
-    momenta = filled(network(0), CASES["AdamW"][0])
+    saved = filled(network(0), CASES["AdamW"][0])
     optimizer = ours(net, spec)
-    load(optimizer, parameters(net), momenta)
+    load(optimizer, parameters(net), saved)
     for name, parameter in net.named_parameters():
         state, like = optimizer.state[parameter], made.state[parameter]
         assert list(state) == list(like)
@@ -290,15 +290,15 @@ def test_the_state_is_what_the_optimizer_would_have_made_itself(args: dict[str, 
             facts = (tensor.shape, tensor.dtype, tensor.device, tensor.stride())
             assert facts == (like[key].shape, like[key].dtype, like[key].device, like[key].stride())
             assert not tensor.requires_grad and type(tensor) is torch.Tensor
-            assert torch.equal(tensor, momenta.buffers[name][key])
+            assert torch.equal(tensor, saved.buffers[name][key])
 
 
 def test_half_and_double_precision_are_read_into_single() -> None:
-    momenta = filled(network(0), CASES["AdamW"][0])
+    saved = filled(network(0), CASES["AdamW"][0])
     for dtype in (torch.float16, torch.float64):
         other = {
             n: {k: b if k == "step" else b.to(dtype) for k, b in held.items()}
-            for n, held in momenta.buffers.items()
+            for n, held in saved.buffers.items()
         }
         net = network(9)
         optimizer = ours(net, AdamW(lr=0.01))
@@ -357,10 +357,10 @@ def test_nothing_but_the_state_of_the_optimizer_is_touched() -> None:
 def test_the_state_of_another_algorithm_is_refused(
     file: str, spec: Options, message: str, fix: str
 ) -> None:
-    momenta, net = filled(network(0), CASES[file][0]), network(9)
+    saved, net = filled(network(0), CASES[file][0]), network(9)
     optimizer = ours(net, spec)
     with pytest.raises(WeightsError, match=message) as caught:
-        load(optimizer, parameters(net), momenta)
+        load(optimizer, parameters(net), saved)
     assert caught.value.exit == 4 and fix in caught.value.fix
     assert not optimizer.state
 
@@ -377,12 +377,12 @@ def test_an_optimizer_that_keeps_more_than_buffers_is_refused(spec: Options) -> 
 
 
 def changed(name: str, tensor: torch.Tensor) -> OptimizerBuffers:
-    momenta = filled(network(0), CASES["SGD"][0])
-    return OptimizerBuffers("sgd", {**momenta.buffers, name: {"momentum_buffer": tensor}})
+    saved = filled(network(0), CASES["SGD"][0])
+    return OptimizerBuffers("sgd", {**saved.buffers, name: {"momentum_buffer": tensor}})
 
 
 @pytest.mark.parametrize(
-    ("momenta", "message"),
+    ("saved", "message"),
     [
         (
             changed("8.weight", torch.ones(5, 8)),
@@ -398,12 +398,12 @@ def changed(name: str, tensor: torch.Tensor) -> OptimizerBuffers:
     ],
 )
 def test_a_buffer_that_does_not_fit_is_refused_and_nothing_loaded(
-    momenta: OptimizerBuffers, message: str
+    saved: OptimizerBuffers, message: str
 ) -> None:
     net = network(9)
     optimizer = ours(net, Sgd(lr=0.01))
     with pytest.raises(WeightsError, match=message):
-        load(optimizer, parameters(net), momenta)
+        load(optimizer, parameters(net), saved)
     assert not optimizer.state
 
 
@@ -411,6 +411,6 @@ def test_a_state_that_nothing_can_use_is_refused() -> None:
     net = network(9)
     net.requires_grad_(False)
     net[8].requires_grad_(True)
-    momenta = without_head(filled(network(0), CASES["SGD"][0]))
+    saved = without_head(filled(network(0), CASES["SGD"][0]))
     with pytest.raises(WeightsError, match="nothing that trains has state in the file"):
-        load(ours(net, Sgd(lr=0.01)), parameters(net), momenta)
+        load(ours(net, Sgd(lr=0.01)), parameters(net), saved)

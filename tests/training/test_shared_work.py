@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from xfer.core.torch_file import load_tensors
 from xfer.core.types import Card, InputSpec, Samples
 from xfer.evaluation.evaluate import Reading, answers
 from xfer.plan.make import make_plan
-from xfer.training.answering import _shared
 from xfer.training.distributed.group import ProcessGroup
+from xfer.training.distributed.rendezvous import SentPlan
+from xfer.training.inference import _shared
 
 TWO = ["trainer.devices=2", "trainer.accelerator=cpu"]
 ONE = ["trainer.accelerator=cpu"]
@@ -120,6 +122,15 @@ def test_each_rank_answers_an_equal_part_in_the_batches_of_one_process() -> None
         assert seen == sizes and len(at) == sum(sizes)
         parts.append(logits)
     assert (np.concatenate(parts) == whole.logits).all()
+
+
+def test_ranks_are_not_sent_the_classifier_of_the_source() -> None:
+    words = ["experiment=digits_sgd", "stages=[audit]", "features=auto", "data.digits=[5,6,7]"]
+    plan = make_plan(specs := compose_specs(words))
+    assert plan.source_head is not None
+    sent = pickle.dumps(SentPlan.of(plan))
+    carried = plan.source_head[0].numpy().tobytes() in sent
+    assert not carried and pickle.loads(sent).received(specs).source_head is None
 
 
 # What follows starts many processes.
@@ -220,14 +231,14 @@ PART = """
 import os, signal, sys
 from dataclasses import dataclass
 from xfer.data.augment import Plain
-from xfer.training import answering
+from xfer.training import inference
 
 @dataclass(frozen=True)
 class Deadly(Plain):
     seed: int = 0
 
 if sys.argv[0].endswith("rank.py") and "SPARED" not in os.environ:
-    answering.answered = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+    inference.answered = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
@@ -256,13 +267,13 @@ def test_a_rank_that_is_killed_while_it_evaluates_ends_the_run_which_resumes(
 
 BROKEN = """
 from xfer.core.errors import DataError
-from xfer.training import answering
-whole = answering.answered
+from xfer.training import inference
+whole = inference.answered
 def without_first(*given):
     at, logits = whole(*given)
     given[-1].append(DataError("one.jpg", "is cut", "replace it", 1))
     return at[1:], logits[1:]
-answering.answered = without_first
+inference.answered = without_first
 from xfer.__main__ import main
 main()
 """
@@ -280,13 +291,13 @@ def test_an_image_that_breaks_in_another_ranks_part_is_left_out_and_counted(trai
     del rows[1 + 32]
     assert (trained / "left" / "predictions.csv").read_text().splitlines() == rows
     said = (trained / "left" / "run.log").read_text()
-    assert "1 of 69 files is broken and left out" in said and "one.jpg" in said
+    assert "1 of 69 files is broken inside and left out" in said and "one.jpg" in said
 
 
 KILLED = """
 import os, signal
-from xfer.training import answering
-answering.answered = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
+from xfer.training import inference
+inference.answered = lambda *given: os.kill(os.getpid(), signal.SIGKILL)
 from xfer.__main__ import main
 main()
 """

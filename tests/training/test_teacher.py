@@ -414,7 +414,7 @@ def test_a_teacher_that_is_gone_costs_the_comparison_and_not_the_run(
         shutil.rmtree("moves")
         return evaluate.answered(*given, **more)
 
-    monkeypatch.setattr("xfer.training.answering.answered", leaving)
+    monkeypatch.setattr("xfer.training.inference.answered", leaving)
     facts_of_it = xfer.run("digits_sgd", [*STEPS, *taught("run.dir=alone", by="moves")]).facts
     assert facts_of_it is not None
     assert facts_of_it["teacher"]["scores"] == {} and facts_of_it["scores"]["val"]["acc"] > 0

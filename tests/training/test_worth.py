@@ -111,7 +111,7 @@ def clouds(count: int, width: int = 12, apart: float = 1.0, seed: int = 0) -> An
 
 def test_subsamples_lie_inside_each_other_and_outside_what_they_answer() -> None:
     x, labels = clouds(60)
-    draw = subsampling._Draw(x, labels, 0)
+    draw = subsampling.Draw(x, labels, 0)
     for fold in range(subsampling.FOLDS):
         small = set(draw._subsample(np.array([4, 4]), fold).tolist())
         large = set(draw._subsample(np.array([9, 9]), fold).tolist())
@@ -122,7 +122,7 @@ def test_subsamples_lie_inside_each_other_and_outside_what_they_answer() -> None
 def test_what_is_measured_is_what_scikit_learn_measures() -> None:
     """Held-out answers of the largest subsamples against scikit-learn's on the same images."""
     x, labels = clouds(200)
-    draw = subsampling._Draw(x, labels, 5)
+    draw = subsampling.Draw(x, labels, 5)
     share = np.array([80, 80])
     at = 2
     logits, best = draw.answers(share, [at])
@@ -262,10 +262,14 @@ def test_refusals_name_what_to_type(typed: list[str], number: int, fix: str | No
 def test_a_class_of_three_images_is_refused(tmp_path: Path) -> None:
     data = folders(tmp_path / "data", {"train/a": 6, "train/b": 3, "val/a": 2, "val/b": 2})
     typed = [f"data.root={data}", "backbone=digits_resnet", "source=none", "stages=[worth]"]
-    plan = make_plan(compose_specs(typed))
     with pytest.raises(DataError) as error:
-        worth.measure(plan)
+        worth.measure(make_plan(compose_specs(typed)))
     assert (error.value.number, "'b'" in error.value.what) == (364, True)
+    # Before anything is fitted, for it comes last.
+    late = [*typed[:-1], "stages=[fit,worth]", f"run.dir={tmp_path / 'run'}"]
+    with pytest.raises(DataError, match="E364"):
+        xfer.run("default", late)
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:

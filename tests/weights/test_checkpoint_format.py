@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from xfer.core.checksum import fingerprint
 from xfer.core.errors import WeightsError
+from xfer.core.run_folder import best_checkpoint
 from xfer.core.torch_file import load_tensors, save_tensors
 from xfer.core.types import Card, InputSpec
 from xfer.weights.formats.checkpoint_format import FORMAT, Snapshot, read_snapshot, write_snapshot
@@ -52,6 +54,25 @@ def test_a_foreign_file_is_told_where_it_belongs(tmp_path: Path, content: object
     save_tensors(tmp_path / "a", content)  # type: ignore[arg-type]
     with pytest.raises(WeightsError, match=r"not an xfer checkpoint.*source=file"):
         read_snapshot(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        save({"w": torch.ones(1)}),
+        b'<?xml version="1.0"?>\n<net name="a">',
+        b"\x1c\0\0\0TFL3" + bytes(99),
+    ],
+)
+def test_an_exported_file_is_told_from_a_damaged_checkpoint(tmp_path: Path, content: bytes) -> None:
+    write_snapshot(best_checkpoint(tmp_path), Snapshot(CARD, STATE))
+    file = tmp_path / "export" / "model"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"E405: .*and no checkpoint of xfer") as told:
+        read_snapshot(file)
+    typed = told.value.fix.removeprefix("type checkpoint.path=").partition(",")[0]
+    assert read_snapshot(best_checkpoint(Path(typed))).card == CARD
 
 
 def test_a_newer_format_asks_for_a_newer_xfer(tmp_path: Path) -> None:

@@ -4,24 +4,32 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from backbones import BACKBONES
+from safetensors.torch import load_file, save_file
+from shipped import SHIPPED
 from weights_files import NO_TORCH_FILES
 
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import ConfigError, WeightsError, XferError
+from xfer.core.files import file_sha256
 from xfer.core.types import Card, InputSpec
 from xfer.data.preprocess import of_timm, of_torchvision
+from xfer.export.safetensors import Safetensors
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Keep, Linear
 from xfer.models.network import Parts, check, from_weights
+from xfer.models.restore import open_checkpoint
 from xfer.plan.make import make_plan
 from xfer.plan.table import table
 from xfer.weights.content import Weights
 from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot
+from xfer.weights.formats.safetensors_file import metadata_of
 from xfer.weights.match import match
 from xfer.weights.source import File, Hub, Run, Scratch, Shipped
 
@@ -35,8 +43,6 @@ def state(classes: int = 7) -> dict[str, torch.Tensor]:
 
 def write(path: Path, tensors: dict[str, torch.Tensor], form: str) -> Path:
     if form == "safetensors":
-        from safetensors.torch import save_file
-
         save_file({n: t.contiguous() for n, t in tensors.items()}, path)
     else:
         content = {"epoch": 3, "state_dict": tensors} if form == "nested" else tensors
@@ -335,3 +341,66 @@ def test_the_recipe_of_a_file_is_what_source_recipe_says_and_else_told_to_be_ass
     recipe.write_text('{"size": [40, 40]}')
     with pytest.raises(XferError, match=r"E298: source\.recipe: .*is not an input recipe"):
         make_plan(compose_specs(asked))
+
+
+def test_a_file_that_xfer_exported_brings_its_recipe(tmp_path: Path) -> None:
+    specs = compose_specs(["experiment=digits_freeze"])
+    net, card = open_checkpoint(SHIPPED, specs.make)
+    own = InputSpec((40, 40), 48, "bilinear", (0.5, 0.5, 0.5), (0.25, 0.5, 0.5))
+    path = tmp_path / "model.safetensors"
+    Safetensors().write(net, np.zeros((1, 3, 40, 40), np.float32), replace(card, input=own), path)
+    asked = ["experiment=digits_freeze", "source=file", f"source.path={path}"]
+    asked.append("backbone.image_size=null")
+    plan = make_plan(compose_specs(asked))
+    assert plan.card.input == own and "as the file says, which xfer exported" in table(plan)
+    recipe = tmp_path / "preprocess.json"
+    recipe.write_text(json.dumps(replace(own, resize=None).to_plain()))
+    plan = make_plan(compose_specs([*asked, f"source.recipe={recipe}"]))
+    assert plan.card.input.resize is None and "as the file says" not in table(plan)
+    tensors, said = load_file(path), metadata_of(path)
+    save_file(tensors, path, {name: text for name, text in said.items() if name != "xfer"})
+    assert "the file says none" in table(make_plan(compose_specs(asked)))  # somebody else's word
+    save_file(tensors, path, said | {"preprocess": "{}"})
+    with pytest.raises(XferError, match=r"E402: .*its metadata 'preprocess': size"):
+        make_plan(compose_specs(asked))
+
+
+def test_who_asks_whose_a_file_is_imports_no_compiler(tmp_path: Path) -> None:
+    save_file({"conv1.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    code = (
+        "import sys; from xfer.models.backbone import Timm, Torchvision; "
+        "from xfer.weights.source import File; "
+        "[File(path=sys.argv[1]).load(b) for b in (Timm('resnet18'), Torchvision('resnet18'))]; "
+        "sys.exit(10 * ('torch._dynamo' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model.safetensors")])
+    assert done.returncode == 0
+
+
+def test_a_published_file_has_the_recipe_that_is_published_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+    from torchvision.models import MobileNet_V2_Weights
+
+    path = tmp_path / "renamed.pt"
+    usual = Timm("resnet18").build()
+    torch.save(usual.module.state_dict(), path)
+    config = timm.get_pretrained_cfg("resnet18.tv_in1k")
+    address = f"https://example.org/r-{file_sha256(path)[:8]}.pth"
+    theirs = {"resnet18.tv_in1k": replace(config, url=address)}
+    get = timm.get_pretrained_cfg
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda n, **o: theirs.get(n) or get(n, **o))
+    weights = File(path=str(path)).load(Timm("resnet18"))
+    assert weights.input == of_timm(config.to_dict()) != usual.input
+    asked = ["data=digits", "backbone=resnet18", "source=file", f"source.path={path}", "stages=[]"]
+    plan = make_plan(compose_specs(asked))
+    assert plan.card.input == weights.input
+    assert "by its sha256 the file is timm:resnet18.tv_in1k" in table(plan)
+    theirs.clear()
+    assert File(path=str(path)).load(Timm("resnet18")).input is None
+    first, net = MobileNet_V2_Weights.IMAGENET1K_V1, Torchvision("mobilenet_v2")
+    monkeypatch.setattr(first.value, "url", address)
+    weights = File(path=str(path)).load(net)
+    assert weights.input == of_torchvision(first.transforms()) != net.build().input
+    assert weights.facts["published"] == f"torchvision:{first}"

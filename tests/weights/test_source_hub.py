@@ -5,117 +5,24 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import repeat
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
 import torch
 import warm
 from conftest import Server
+from hub_server import ONE, RESNET, TWO
 from safetensors.torch import save
 
-from xfer.core.errors import ConfigError, SafetyError, WeightsError
+from xfer.core.errors import ConfigError, OutputError, SafetyError, WeightsError
 from xfer.models.backbone import Timm, Torchvision
 from xfer.weights.content import Weights
 from xfer.weights.hub import imagenet, libraries
 from xfer.weights.source.hub import Hub
 
-ONE, TWO = "1" * 40, "2" * 40
-RESNET, FILE = "timm/test_resnet.r160_in1k", "model.safetensors"
+FILE = "model.safetensors"
 BACKBONE = Timm("test_resnet")
-
-
-@dataclass
-class Repositories:
-    """A hub on loopback. ``files`` are by (repository, commit, name), ``refs`` by (repository,
-    branch); ``refusals`` answers a repository with a status and an error code instead."""
-
-    files: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
-    refs: dict[tuple[str, str], str] = field(default_factory=dict)
-    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
-    cuts: bool = False
-    url: str = ""
-
-    def add(self, data: bytes, repo: str = RESNET, commit: str = ONE, name: str = FILE) -> None:
-        self.files[repo, commit, name] = data
-        self.refs[repo, "main"] = commit
-
-    def answer(self, path: str) -> tuple[int, str, str, bytes]:
-        """Status, error code, commit and body."""
-        repo, _, rest = unquote(path.lstrip("/")).partition("/resolve/")
-        commits = {commit for owner, commit, _ in self.files if owner == repo}
-        named = [*commits, *(branch for owner, branch in self.refs if owner == repo)]
-        revision = next((r for r in named if rest.startswith(f"{r}/")), "")
-        commit = self.refs.get((repo, revision), revision)
-        if repo in self.refusals:
-            return *self.refusals[repo], "", b""
-        if not commits:
-            return 404, "RepoNotFound", "", b""
-        if not revision:
-            return 404, "RevisionNotFound", "", b""
-        found = self.files.get((repo, commit, rest.removeprefix(f"{revision}/")))
-        return (404, "EntryNotFound", commit, b"") if found is None else (200, "", commit, found)
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Repositories]:
-    """A hub that the client asks instead of the public one, and a cache of its own."""
-    from huggingface_hub import constants
-
-    known = Repositories()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            known.asked.append(f"{self.command} {self.path}")
-            status, code, commit, body = known.answer(self.path)
-            self.send_response(status)
-            headers = {"X-Error-Code": code, "X-Error-Message": code, "X-Repo-Commit": commit}
-            headers["ETag"] = f'"{hashlib.sha256(body).hexdigest()}"'
-            for name, value in headers.items():
-                if value:
-                    self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body[: len(body) // 2] if known.cuts else body)
-                self.close_connection = True
-
-        do_GET = do_HEAD
-
-        def log_message(self, *_: object) -> None:
-            """Keep the test's output clean."""
-
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    known.url = f"http://127.0.0.1:{running.server_address[1]}"
-    thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-    thread.start()
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    serve(monkeypatch, known.url)
-    yield known
-    running.shutdown()
-    thread.join()
-    running.server_close()
-
-
-def serve(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-
-
-@pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch):
-    """Call it, and from then on no hub answers."""
-    return lambda: serve(monkeypatch, "http://127.0.0.1:1")
 
 
 def state(seed: int = 0, name: str = "test_resnet") -> dict[str, torch.Tensor]:
@@ -133,7 +40,7 @@ def same(weights: Weights, tensors: dict[str, torch.Tensor]) -> bool:
 # timm
 
 
-def test_timms_weights_are_pinned_to_the_commit_and_come_from_the_cache_after(hub, nobody):
+def test_timms_weights_are_pinned_to_the_commit_and_come_from_the_cache_after(hub):
     data = save(state(1))
     hub.add(data)
     weights = Hub().load(BACKBONE)
@@ -146,14 +53,14 @@ def test_timms_weights_are_pinned_to_the_commit_and_come_from_the_cache_after(hu
     assert same(Hub(**weights.pinned).load(BACKBONE), state(1))
     assert len(hub.asked) == asked, "a cached commit needs no request"
     assert same(Hub().load(BACKBONE), state(2)), "main has moved on"
-    nobody()
+    hub.close()
     assert same(Hub(revision=ONE).load(BACKBONE), state(1))
 
 
-def test_without_a_network_the_last_known_main_is_taken_and_told(hub, nobody, caplog):
+def test_without_a_network_the_last_known_main_is_taken_and_told(hub, caplog):
     hub.add(save(state(1)))
     Hub().load(BACKBONE)
-    nobody()
+    hub.close()
     with caplog.at_level(logging.WARNING, "xfer"):
         weights = Hub().load(BACKBONE)
     assert same(weights, state(1)) and weights.pinned == {"revision": ONE}
@@ -173,6 +80,22 @@ def test_a_hub_that_is_out_of_order_is_as_one_that_is_not_there(hub, caplog):
     assert "cannot be reached" in caplog.text and "503" in caplog.text
 
 
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "reset"), TimeoutError(110, "late")])
+def test_a_broken_connection_is_none_and_no_fault_of_the_disk(hub, monkeypatch, caplog, error):
+    hub.add(save(state(1)))
+    Hub().load(BACKBONE)
+
+    def breaks(url: str) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", breaks)
+    with caplog.at_level(logging.WARNING, "xfer"):
+        assert same(Hub().load(BACKBONE), state(1))
+    assert f"the hub cannot be reached ({type(error).__name__}: " in caplog.text
+    with pytest.raises(WeightsError, match="is not in the cache and cannot be downloaded"):
+        Hub(revision="v1").load(BACKBONE)
+
+
 def test_a_refusal_is_not_hidden_by_the_cache(hub):
     hub.add(save(state(1)))
     Hub().load(BACKBONE)
@@ -182,12 +105,12 @@ def test_a_refusal_is_not_hidden_by_the_cache(hub):
     assert same(Hub(local_files_only=True).load(BACKBONE), state(1))
 
 
-def test_the_pickle_is_taken_where_there_are_no_safetensors(hub, tmp_path, nobody):
+def test_the_pickle_is_taken_where_there_are_no_safetensors(hub, tmp_path):
     torch.save(state(1), tmp_path / "w")
     hub.add((tmp_path / "w").read_bytes(), name="pytorch_model.bin")
     weights = Hub().load(BACKBONE)
     assert same(weights, state(1)) and weights.facts["file"] == "pytorch_model.bin"
-    nobody()
+    hub.close()
     assert same(Hub().load(BACKBONE), state(1))
 
 
@@ -300,17 +223,50 @@ def test_a_transfer_that_is_always_cut_leaves_no_file_and_one_line(
 ):
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client's pauses
     hub.add(save(state(1)))
-    hub.cuts = True
+    hub.cuts = repeat(1000)
     with pytest.raises(WeightsError, match="not in the cache and") as told:
         Hub().load(BACKBONE)
     assert "\n" not in str(told.value) and hub.url not in "".join(capfd.readouterr())
     assert not list((tmp_path / "hf").rglob("*.incomplete"))
-    hub.cuts = False
+    hub.cuts = iter(())
     assert same(Hub().load(BACKBONE), state(1))
 
 
-def test_with_neither_network_nor_cache_one_line_says_so(hub, nobody):
-    nobody()
+def test_a_transfer_that_is_cut_goes_on_where_it_stopped(hub, monkeypatch, caplog):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 5000)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    hub.add(save(state(1)))
+    hub.cuts = iter([20_000, 20_000])
+    assert same(Hub().load(BACKBONE), state(1))
+    fetched = [asked for asked in hub.asked if asked.startswith("GET /lfs/")]
+    wanted = ["bytes=20000-", "bytes=40000-"]
+    assert [asked.rpartition(" ")[2] for asked in fetched[1:]] == wanted
+    assert "Signature" not in caplog.text
+
+
+def test_a_private_repository_is_opened_with_the_token_which_the_store_never_sees(hub, monkeypatch):
+    hub.private.add(RESNET)
+    hub.add(save(state(1)))
+    with pytest.raises(WeightsError, match=r"or it is private.*set HF_TOKEN"):
+        Hub().load(BACKBONE)
+    monkeypatch.setenv("HF_TOKEN", hub.login(name="timm"))
+    assert same(Hub().load(BACKBONE), state(1))
+    monkeypatch.setenv("HF_TOKEN", "hf_old")
+    with pytest.raises(WeightsError, match="wants a valid token") as told:
+        Hub().load(BACKBONE)
+    assert told.value.number == 458
+
+
+def test_a_cache_that_cannot_be_written_is_told_as_that(hub, tmp_path):
+    hub.add(save(state(1)))
+    (tmp_path / "hf").write_text("no folder")
+    with pytest.raises(OutputError, match=r"/hf.*: cannot be written \(.*set HF_HOME=DIR") as told:
+        Hub().load(BACKBONE)
+    assert told.value.exit == 9
+
+
+def test_with_neither_network_nor_cache_one_line_says_so(hub):
+    hub.close()
     for source in (Hub(), Hub(path=f"hf://{RESNET}/{FILE}"), Hub(revision=ONE)):
         with pytest.raises(
             WeightsError, match=r"not in the cache and.*source=file.*backbone=NAME"
@@ -319,10 +275,10 @@ def test_with_neither_network_nor_cache_one_line_says_so(hub, nobody):
         assert told.value.number == 411 and "\n" not in str(told.value)
 
 
-def test_a_revision_that_is_not_cached_is_not_replaced_by_another(hub, nobody):
+def test_a_revision_that_is_not_cached_is_not_replaced_by_another(hub):
     hub.add(save(state(1)))
     Hub().load(BACKBONE)
-    nobody()
+    hub.close()
     with pytest.raises(WeightsError, match="not in the cache"):
         Hub(revision=TWO).load(BACKBONE)
 
@@ -330,7 +286,7 @@ def test_a_revision_that_is_not_cached_is_not_replaced_by_another(hub, nobody):
 # Any file of a repository
 
 
-def test_any_file_is_read_by_its_content_and_pinned(hub, nobody):
+def test_any_file_is_read_by_its_content_and_pinned(hub):
     data = save({"net.a": torch.ones(2), "net.b": torch.zeros(2)})
     hub.add(data, repo="me/mine", name="runs/1/best.weights")
     source = Hub(path="hf://me/mine/runs/1/best.weights", strip="net.", classes=("x", "y"))
@@ -339,7 +295,7 @@ def test_any_file_is_read_by_its_content_and_pinned(hub, nobody):
     assert weights.origin == f"hf://me/mine/runs/1/best.weights@{ONE}"
     assert weights.classes == ("x", "y") and weights.sha256 == hashlib.sha256(data).hexdigest()
     hub.add(b"", repo="me/mine", name="runs/1/best.weights", commit=TWO)
-    nobody()
+    hub.close()
     again = Hub(**weights.pinned).load(BACKBONE)
     assert (again.origin, again.sha256) == (weights.origin, weights.sha256)
     assert again.classes is None
@@ -371,7 +327,7 @@ def test_an_error_in_a_file_names_the_repository(hub):
 
 
 HOSTILE = [
-    *("", "me/mine/w", "https://me/mine/w", "hf://mine/w", "hf://me/mine", "hf://me/mine/"),
+    *("", "me/mine/w", "https://me/mine/w", "hf://mine", "hf://me/mine/"),
     *("hf://../mine/w", "hf://me/../w", "hf://me/mine/../w", "hf://me/mine/a/../../w"),
     *("hf://me/mine//etc/passwd", "hf://me/mine/./w", "hf://me/mine/a\\..\\w", "hf://me/mine/C:w"),
     *("hf://me/mi ne/w", "hf://me/mine/w\n", "hf://me/mine/w\x00", "hf://me/mine/w\x1b[2J"),
@@ -401,6 +357,7 @@ def test_a_revision_that_is_none_is_refused(hub, revision):
         ({"path": "hf://me/mine/w", "tag": "a1_in1k"}, "source.tag"),
         ({"path": "hf://me/mine/w@main", "revision": "main"}, "source.revision"),
         ({"key": "model"}, "source.key"),
+        ({"key": "model", "path": "hf://me/mine"}, "source.key"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(given, key):
@@ -495,13 +452,10 @@ for given in ({}, {"path": "hf://me/mine/w"}, {"path": "hf://me/mine/other"}):
 def libraries_of(hub, tmp_path, monkeypatch):
     """A process that has imported the libraries, which read their settings then, and nothing else
     yet."""
-    places = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "hf")}
     # torchvision's store is elsewhere; nobody answers at this proxy.
-    places |= {"HF_HOME": str(tmp_path / "home"), "TORCH_HOME": str(tmp_path / "torch")}
-    places |= {"https_proxy": "http://127.0.0.1:1", "no_proxy": "127.0.0.1"}
-    for name, value in places.items():
+    places = {"TORCH_HOME": str(tmp_path / "torch"), "https_proxy": "http://127.0.0.1:1"}
+    for name, value in {**places, "no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     server = warm.Server("xfer.weights.source.hub", "timm", "torchvision.models", "huggingface_hub")
     yield server
     server.close()

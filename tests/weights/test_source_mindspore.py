@@ -24,8 +24,7 @@ from xfer.models import mindspore_layers
 from xfer.models.backbone import Timm, Torchvision
 from xfer.models.head import Keep, Linear
 from xfer.models.network import Parts, check, from_weights
-from xfer.weights.content import Content
-from xfer.weights.load_report import account, mark_continued
+from xfer.weights.content import Content, account, mark_continued
 from xfer.weights.mindspore.translate import shipped, translate
 from xfer.weights.optimizer_state import continued
 from xfer.weights.source.match_rules import Rename
@@ -97,16 +96,16 @@ def test_the_momenta_come_under_the_networks_names(assets: Path) -> None:
     parts = Parts(ZOO, Linear(), 2, compat=weights.compat)
     found = check(parts, weights)
     assert weights.optimizer is not None
-    momenta, dropped = continued(weights.optimizer, weights, found, ("fc",))
+    saved, dropped = continued(weights.optimizer, weights, found, ("fc",))
     assert sorted(dropped) == ["end_point.bias", "end_point.weight"]
-    assert "momentum_buffer" in momenta.buffers["layer4.0.downsample.0.weight"]
-    assert len(momenta.buffers) == sum("running" not in n for n in found.state)
+    assert "momentum_buffer" in saved.buffers["layer4.0.downsample.0.weight"]
+    assert len(saved.buffers) == sum("running" not in n for n in found.state)
     report = account(weights, found, ("fc",))
-    mark_continued(report, momenta)
+    mark_continued(report, saved)
     fates = {row["key"]: row["fate"] for row in report["rows"]}
     assert fates["moments.layer4.0.bn2.beta"] == "continued"
     assert fates["moments.end_point.bias"] == "left out"
-    assert report["counts"]["continued"] == len(momenta.buffers)
+    assert report["counts"]["continued"] == len(saved.buffers)
 
 
 # Names ------------------------------------------------------------------------------------------
@@ -409,7 +408,7 @@ def test_files_of_others_are_told(tmp_path: Path) -> None:
     written(tmp_path / "bare.safetensors", None)
     (tmp_path / "page.ckpt").write_text("<!doctype html><html></html>")
     for name, number, message in [
-        ("torch.ckpt", 478, "torch zip, not a MindSpore file.*source=file source.path="),
+        ("torch.ckpt", 478, "torch checkpoint, not a MindSpore file.*source=file source.path="),
         ("pt.safetensors", 478, "safetensors, not a MindSpore file"),
         ("page.ckpt", 481, "HTML page"),
         ("absent.ckpt", 401, "no such file"),

@@ -618,21 +618,21 @@ def trained(prefixes: Mapping[str, float], scalars: Mapping[str, Any]) -> bytes:
     return data
 
 
-def momenta(content: Content) -> OptimizerBuffers:
+def optimizer_buffers(content: Content) -> OptimizerBuffers:
     assert content.optimizer is not None
     return content.optimizer.named({k: tuple(t.shape) for k, t in content.state.items()})
 
 
 def told_by(content: Content) -> WeightsError:
     with pytest.raises(WeightsError, match=r"source\.optimizer=ignore") as told:
-        momenta(content)
+        optimizer_buffers(content)
     assert told.value.where == "source.optimizer" and "\n" not in str(told.value)
     return told.value
 
 
 def test_the_momentum_of_a_real_file_is_torchs_momentum_buffer(real: Path) -> None:
     data = (real / "zoo_v2.0.ckpt").read_bytes()
-    found = momenta(ckpt.read(real / "zoo_v2.0.ckpt"))
+    found = optimizer_buffers(ckpt.read(real / "zoo_v2.0.ckpt"))
     assert found.algorithm == "sgd" and len(found.buffers) == 53
     name = b"moments.end_point.bias"
     at = data.index(name) + len(name)
@@ -644,7 +644,7 @@ def test_the_momentum_of_a_real_file_is_torchs_momentum_buffer(real: Path) -> No
 def test_a_module_called_like_a_momentum_keeps_its_weights(tmp_path: Path) -> None:
     content = read(tmp_path, trained({"moments": 1}, {}))
     assert content.state.keys() == NAMES.keys()
-    found = momenta(content)
+    found = optimizer_buffers(content)
     assert found.buffers.keys() == NAMES.keys()
     buffer = found.buffers["moments.weight"]["momentum_buffer"]
     assert np.array_equal(buffer.numpy(), np.abs(floats(2, 4)))
@@ -661,7 +661,7 @@ def test_without_its_parameter_or_of_another_shape_nothing_is_a_momentum(tmp_pat
 
 def test_a_frozen_parameter_has_no_momentum(tmp_path: Path) -> None:
     data = entry("a.w", floats(3)) + entry("b.w", floats(3)) + entry("moments.b.w", floats(3))
-    assert momenta(read(tmp_path, data)).buffers.keys() == {"b.w"}
+    assert optimizer_buffers(read(tmp_path, data)).buffers.keys() == {"b.w"}
 
 
 def powers(steps: int, beta1: float = 0.9, beta2: float = 0.999) -> dict[str, np.float32]:
@@ -688,7 +688,7 @@ ADAM = {"moment1": 1.0, "moment2": 2.0}
 def test_the_steps_of_adam_are_told_by_its_counter_or_its_powers(
     tmp_path: Path, scalars: dict[str, Any], steps: int
 ) -> None:
-    found = momenta(read(tmp_path, trained(ADAM, scalars)))
+    found = optimizer_buffers(read(tmp_path, trained(ADAM, scalars)))
     assert found.algorithm == "adam"
     for name, shape in NAMES.items():
         buffers = found.buffers[name]
@@ -763,7 +763,7 @@ def test_sgd_that_has_made_no_step_has_no_momentum(tmp_path: Path) -> None:
     marks = {name: np.zeros(shape, np.float32) for name, shape in NAMES.items()}
     marks["conv.bias"] += 1
     content = read(tmp_path, data + b"".join(entry(f"stat.{n}", m) for n, m in marks.items()))
-    found = momenta(content)
+    found = optimizer_buffers(content)
     assert found.algorithm == "sgd" and found.buffers.keys() == {"conv.weight", "moments.weight"}
     unused = b"".join(entry(f"stat.{n}", np.ones_like(m)) for n, m in marks.items())
     assert told_by(read(tmp_path, data + unused)).number == 467
@@ -797,7 +797,7 @@ def test_adam_weight_decay_goes_on_as_mindspore_would(tmp_path: Path) -> None:
             content = read(tmp_path, data + entry("adam_v.fc.weight", v[None]))
             net.weight.data.copy_(content.state["fc.weight"])
             adam = torch.optim.AdamW(net.parameters(), lr, (beta1, beta2), eps, decay)
-            adam.state[net.weight] = dict(momenta(content).buffers["fc.weight"])
+            adam.state[net.weight] = dict(optimizer_buffers(content).buffers["fc.weight"])
         if i >= 3:
             net.weight.grad = torch.from_numpy(g[None])
             adam.step()
@@ -829,7 +829,7 @@ def only_xfer_errors(path: Path) -> None:
         try:
             content = reader(path)
             if content.optimizer is not None:
-                momenta(content)
+                optimizer_buffers(content)
         except XferError as error:
             assert "\n" not in str(error)
 

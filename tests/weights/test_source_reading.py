@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from backbones import BACKBONES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -74,7 +75,7 @@ def test_every_kind_is_read_whatever_it_is_called(tmp_path: Path, kind: str, nam
 @pytest.mark.parametrize("kind", GOOD)
 def test_the_file_source_keeps_what_the_reader_learned(tmp_path: Path, kind: str) -> None:
     path = written(tmp_path, GOOD[kind](state()))
-    weights = File(str(path)).load(None)  # type: ignore[arg-type]
+    weights = File(str(path)).load(BACKBONES["digits_resnet"])
     assert (
         weights.kind == "file" and weights.origin == str(path) and len(weights.sha256 or "") == 64
     )
@@ -272,8 +273,8 @@ def test_the_optimizers_state_is_kept(tmp_path: Path, name: str, legacy: bool) -
     path = written(tmp_path, torch_bytes({"model": module.state_dict(), name: stored}, legacy))
     content = read(path)
     assert isinstance(content.optimizer, TorchState) and content.facts["optimizer"] == name
-    momenta = content.optimizer.named({n: tuple(t.shape) for n, t in content.state.items()})
-    assert momenta.algorithm == "adam" and set(momenta.buffers) == {"weight", "bias"}
+    saved = content.optimizer.named({n: tuple(t.shape) for n, t in content.state.items()})
+    assert saved.algorithm == "adam" and set(saved.buffers) == {"weight", "bias"}
     assert content.asides == {}
 
 
@@ -416,7 +417,7 @@ HOSTILE_NAMES = {
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-@pytest.mark.parametrize("kind", ["torch zip", "torch legacy pickle", "safetensors"])
+@pytest.mark.parametrize("kind", ["torch checkpoint", "torch legacy pickle", "safetensors"])
 def test_hostile_names_of_tensors_are_refused(tmp_path: Path, kind: str, name: str) -> None:
     data = GOOD[kind]({HOSTILE_NAMES[name]: torch.ones(1)})
     with pytest.raises(SafetyError) as told:
@@ -569,7 +570,10 @@ def small(kind: str) -> bytes:
 
 
 SEEDS: dict[str, list[bytes]] = {
-    "torch zip": [small("torch zip"), torch_bytes({"model": state(), "epoch": 1, "c": {1}})],
+    "torch checkpoint": [
+        small("torch checkpoint"),
+        torch_bytes({"model": state(), "epoch": 1, "c": {1}}),
+    ],
     "torch legacy pickle": [small("torch legacy pickle")],
     "safetensors": [small("safetensors"), safetensors_bytes(state(), {"a": "b"})],
     "npz": [small("npz"), npz_bytes(packed=True, a=np.ones(3), b=np.array(["x"]))],
@@ -607,14 +611,16 @@ def test_no_change_of_bytes_brings_out_another_error(
     survives(path, mutated(data.draw, seed))
 
 
-@pytest.mark.parametrize("kind", ["torch zip", "npz"])
+@pytest.mark.parametrize("kind", ["torch checkpoint", "npz"])
 @FUZZ
 @given(st.data())
 def test_no_change_of_a_member_brings_out_another_error(
     tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject
 ) -> None:
     seed = data.draw(st.sampled_from(SEEDS[kind]))
-    name = data.draw(st.sampled_from(["data.pkl"] if kind == "torch zip" else ["a.npy", "b.npy"]))
+    name = data.draw(
+        st.sampled_from(["data.pkl"] if kind == "torch checkpoint" else ["a.npy", "b.npy"])
+    )
     path = tmp_path_factory.getbasetemp() / f"fuzz member of {kind}"
     survives(path, with_member(seed, name, lambda part: mutated(data.draw, part)))
 

@@ -265,7 +265,7 @@ ARCHIVES: dict[str, Callable[[Path], bytes]] = {
     "npz with a pickle beside": lambda m: zip_of(("a.npy", evil(m)), ("b.npy", evil(m))),
     "a pickle in a safetensors header": lambda m: header(b'{"a":' + evil(m) + b"}"),
     "a name upwards": lambda m: GOOD["safetensors"]({f"../../{m.name}": torch.ones(1)}),
-    "an absolute name": lambda m: GOOD["torch zip"]({str(m): torch.ones(1)}),
+    "an absolute name": lambda m: GOOD["torch checkpoint"]({str(m): torch.ones(1)}),
     "text": lambda m: f"import os\nos.system('touch {m}')\n".encode(),
     "a picture and a pickle": lambda m: b"\x89PNG\r\n\x1a\n" + evil(m),
     "a whole module": lambda m: torch_bytes(torch.nn.Linear(1, 1)),
@@ -311,7 +311,7 @@ def test_names_cannot_forge_a_line(tmp_path: Path) -> None:
     assert str(told.value).isprintable()
 
 
-@pytest.mark.parametrize("kind", ["torch zip", "torch legacy pickle"])
+@pytest.mark.parametrize("kind", ["torch checkpoint", "torch legacy pickle"])
 def test_torch_itself_is_never_asked_about_a_refused_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -319,7 +319,7 @@ def test_torch_itself_is_never_asked_about_a_refused_file(
     reached = []
     monkeypatch.setattr(torch, "load", lambda *_, **__: reached.append(1) or state())
     mark, path = tmp_path / "canary", tmp_path / "model.pt"
-    path.write_bytes(LAYOUTS["zip" if kind == "torch zip" else "legacy"](evil(mark)))
+    path.write_bytes(LAYOUTS["zip" if kind == "torch checkpoint" else "legacy"](evil(mark)))
     assert kind_of(path) == kind
     with pytest.raises(SafetyError):
         read(path)

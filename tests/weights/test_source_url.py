@@ -625,7 +625,7 @@ def test_what_a_killed_process_had_is_not_fetched_again(server, own_cache, stopp
         assert running.poll() is None
         time.sleep(0.01)
     running.kill()
-    running.wait()
+    running.communicate()
     server.routes["/w"] = second
     loaded(server)
     assert second.asked == ["bytes=1500000-"] and left_over(own_cache) == {SHA}

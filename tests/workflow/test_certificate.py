@@ -25,7 +25,7 @@ from xfer.core.errors import ColumnError, CombinationError, ExportError, Problem
 from xfer.core.torch_file import load_tensors, save_tensors
 from xfer.core.types import Predictions
 from xfer.data.preprocess import prepare
-from xfer.export.certificate_parity import CertifiedFile, pledge
+from xfer.export.answer_parity import CertifiedFile, pledge
 from xfer.plan.make import make_plan
 from xfer.plan.table import brief
 from xfer.plan.table import table as table_of
@@ -337,7 +337,7 @@ def test_the_plan_says_by_which_layers_what_is_unlike_is_told_and_how_to_leave_i
     typed = ["experiment=digits_freeze", "stages=[]"]
     said = table_of(make_plan(compose_specs([*typed, "certificate.coverage=0.9"])))
     line = next(line for line in said.splitlines() if "p_unlike" in line)
-    assert line.strip().startswith(f"p_unlike by what enters {', '.join(LAYERS)}: ")
+    assert line.strip().startswith(f"p_unlike looks at what enters {', '.join(LAYERS)}: ")
     assert "earlier stages tell apart" in line
     remedy = re.search(r"(certificate\.coverage=\S+) leaves it out", line)
     assert remedy and "p_unlike" not in table_of(make_plan(compose_specs([*typed, remedy[1]])))

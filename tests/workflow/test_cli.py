@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -273,3 +274,14 @@ def test_a_folder_that_cannot_be_made_is_told(here: Path) -> None:
     assert done.returncode == 9
     assert LINE.fullmatch(done.stderr.strip())
     assert "file: cannot be written (a file, not a folder)" in done.stderr
+
+
+def test_the_first_command_of_the_readme_does_what_the_readme_shows(here: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    first = next(line for line in readme.splitlines() if line.startswith("$ "))
+    python, *typed = shlex.split(first.rpartition(" && ")[2])
+    assert python == ".venv/bin/python"
+    done = start([sys.executable, *typed], here)
+    assert done.returncode == 0, done.stderr
+    shown = readme[readme.index("\nrun         digits_freeze") : readme.index("\nauto        ")]
+    assert shown in f"\n{done.stdout}" and "\nval accuracy  " in done.stdout

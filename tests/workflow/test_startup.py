@@ -20,7 +20,11 @@ COMPILER = {"torch._dynamo", "torch._inductor", "torch.distributed.fsdp", "sympy
 
 PARTS = (
     *("data.decode_cache", "evaluation.evaluate", "export", "export.onnx"),
-    *("training.features.extract", "training.features.find_cut", "training.features.feed"),
+    *(
+        "training.features.extract",
+        "training.features.find_cut",
+        "training.features.feature_switch",
+    ),
     *("training.oom", "export.stage", "models.head.layers"),
     *("training.distributed.rendezvous", "data.loader", "evaluation.metrics"),
     *("models.network", "training.nan_guard", "plan.make", "evaluation.predict"),
@@ -97,7 +101,7 @@ def test_plans_import_no_compiler_and_nothing_that_draws_or_exports(
 @pytest.fixture(scope="module")
 def torch_alone() -> Iterator[warm.Server]:
     """Torch, and what imports nothing of it."""
-    server = warm.Server("xfer.models.deferred_compiler")
+    server = warm.Server("xfer.core.deferred_compiler")
     yield server
     server.close()
 
@@ -111,7 +115,7 @@ def imported(code: str, folder: Path, of: warm.Server) -> set[str]:
     return set(json.loads(said.splitlines()[-1]))
 
 
-AHEAD = "import sys, torch\nfrom xfer.models.deferred_compiler import compiler_deferred\n"
+AHEAD = "import sys, torch\nfrom xfer.core.deferred_compiler import compiler_deferred\n"
 
 
 def test_a_compiler_that_was_put_off_is_the_real_one_when_it_is_used(

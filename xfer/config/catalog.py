@@ -109,6 +109,15 @@ def keys(folders: Sequence[str]) -> dict[str, list[Key]]:
     return rows
 
 
+def key_called(name: str, folders: Sequence[str]) -> str:
+    """The key that is ``name``, else whose last part it is, else that ends with it; of several that
+    which most options have; empty for none."""
+    known = keys(folders)
+    leaves = {key: key.rpartition(".")[2] for key in known}
+    same = [key for key, leaf in leaves.items() if leaf == name or leaf.endswith(f"_{name}")]
+    return max(same, key=lambda key: (key == name, -len(leaves[key]), len(known[key])), default="")
+
+
 def _option(group: str, file: Path) -> Option:
     head = summary(file)
     try:

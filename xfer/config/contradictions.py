@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from xfer.config import other_tools, schema
-from xfer.config.specs import STAGES, Embedding, Packing
+from xfer.config.general_keys import STAGES, Embedding, Packing
 from xfer.core import errors
 from xfer.core.errors import CombinationError, ConfigError, XferError, closest
 from xfer.core.files import path_problem

@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from xfer.config.specs import STAGES
 from xfer.core.types import Calibrating, Tta
+
+STAGES = (
+    *("audit", "lr_find", "fit", "evaluate", "predict", "export", "benchmark", "report"),
+    *("leaderboard", "compare", "worth", "embed", "pack", "soup"),
+)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What the stage embed writes: the ``format`` of its file, and the ``k`` images nearest to the
+    image ``neighbours``, if one is named."""
+
+    format: Literal["npz", "parquet"] = "npz"
+    neighbours: str | None = None
+    k: int = 10
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the stage pack writes the images of a folder, and the megabytes (1e6 bytes) of a
+    shard."""
+
+    out: str = ""
+    mb: int = 256
+
 
 _STAGES = "any of " + ", ".join(STAGES) + "; none prints the plan"
 GENERAL: dict[str, tuple[Any, str]] = {
@@ -43,7 +68,8 @@ GENERAL: dict[str, tuple[Any, str]] = {
     "run.dir": (str | None, "the run's folder; null makes outputs/<experiment or data's name>/..."),
     "predict.input": (
         str | tuple[str, ...] | None,
-        "what is classified or embedded: a folder, a file, a glob pattern, or a list of them; "
+        "what is classified or embedded: a folder, a file, a glob pattern, shards, a table, a list "
+        "in CSV, a data set, arrays, or a list of them; "
         "embed without it takes the splits of the data",
     ),
     "predict.model": (

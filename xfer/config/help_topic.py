@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from xfer.config import other_tools
-from xfer.config.catalog import Key, Option, keys, options
+from xfer.config.catalog import Key, Option, key_called, keys, options
 from xfer.config.help import GROUPS, help_width
 from xfer.config.verbs import VERBS, quoted
 from xfer.core.errors import CommandError, closest, printable
@@ -26,10 +27,11 @@ def topic(name: str, folders: Sequence[str]) -> str:
     known = keys(folders)
     pairs = [f"{group}.{o.name}" for group in GROUPS for o in options(group, tuple(folders))]
     names = [*VERBS, *GROUPS, *known, *pairs]
-    leaf = [key for key in known if key.endswith(f".{name}")]
-    fix = (
-        f"type xfer --help {leaf[0]}" if leaf else _of_another(name, known) or closest(name, names)
-    )
+    key = key_called(name, folders)
+    typed = f"type xfer --help {key}" if key else ""
+    if not key.endswith(f".{name}"):  # another tool's word is before a key that merely ends so
+        typed = _of_another(name, known) or typed
+    fix = typed or closest(name, names)
     what = f"there is no verb, group, option or key '{name[:200]}'"
     raise CommandError("--help", what, fix, 7)
 
@@ -42,19 +44,13 @@ def _of_another(name: str, known: Iterable[str]) -> str:
     # The key itself where there is one, which is named last; else the option that is chosen.
     topics = [key for key, _ in reversed(typed) if key in known]
     topics += [f"{group}.{option}" for group, option in typed if group in GROUPS]
-    if topics:
-        return f"type xfer --help {topics[0]}; to set it, {advice}"
-    longer = [key for key in known if key.endswith(f"_{name}")]
-    return advice or (f"type xfer --help {min(longer, key=_leaf_length)}" if longer else "")
-
-
-def _leaf_length(key: str) -> int:
-    return len(key.rpartition(".")[2])
+    return f"type xfer --help {topics[0]}; to set it, {advice}" if topics else advice
 
 
 def _sections(name: str, folders: tuple[str, ...]) -> Iterable[str]:
     if name in VERBS:
-        yield _verb(name)
+        form = f"xfer {name} {VERBS[name].usage} [group=option] [key=value]"
+        yield f"{textwrap.fill(form, help_width())}\n{_below(VERBS[name].about)}"
     group, _, rest = name.partition(".")
     if group in GROUPS and not rest:
         yield _group(group, folders)
@@ -64,12 +60,6 @@ def _sections(name: str, folders: tuple[str, ...]) -> Iterable[str]:
             yield _option(option)
     if rows := keys(folders).get(name, []):
         yield _key(rows)
-
-
-def _verb(name: str) -> str:
-    verb = VERBS[name]
-    usage = textwrap.fill(f"xfer {name} {verb.usage} [group=option] [key=value]", help_width())
-    return f"{usage}\n{_below(verb.about)}"
 
 
 def _group(group: str, folders: tuple[str, ...]) -> str:
@@ -131,6 +121,10 @@ def _key(rows: Sequence[Key]) -> str:
     return "\n".join([*lines, *_columns(facts)])
 
 
+_WHOLE: Any = {"break_on_hyphens": False, "break_long_words": False}
+"""Words are copied from here, whatever the terminal's width."""
+
+
 def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
     """Names, and beside each its text; below it where the terminal is narrow."""
     pairs = [(printable(name), _plain(text)) for name, text in rows]
@@ -139,17 +133,18 @@ def _columns(rows: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _pair(name: str, text: str, width: int) -> str:
-    if help_width() - width - 6 < _LEAST or len(name) > width:
+    left, longest = help_width() - width - 6, max(map(len, text.split()), default=0)
+    if left < max(_LEAST, longest) or len(name) > width:
         return f"    {name}\n{_below(text, 8)}"
-    lines = textwrap.wrap(text, help_width() - width - 6, break_on_hyphens=False) or [""]
+    lines = textwrap.wrap(text, left, **_WHOLE) or [""]
     rest = [f"{'':{width + 6}}{line}" for line in lines[1:]]
     return "\n".join([f"    {name:<{width}}  {lines[0]}".rstrip(), *rest])
 
 
 def _below(text: str, by: int = 4) -> str:
     indent = " " * by
-    lines = {"initial_indent": indent, "subsequent_indent": indent}
-    return textwrap.fill(_plain(text), help_width(), **lines)  # type: ignore[arg-type]
+    given = {"initial_indent": indent, "subsequent_indent": indent, **_WHOLE}
+    return textwrap.fill(_plain(text), help_width(), **given)
 
 
 def _plain(text: str) -> str:

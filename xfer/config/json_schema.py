@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from xfer.config.catalog import Key, keys, options
+from xfer.config.general_keys import STAGES
 from xfer.config.help import GROUPS
-from xfer.config.specs import STAGES
 from xfer.core.types import Plain
 
 _DRAFT = "http://json-schema.org/draft-07/schema#"

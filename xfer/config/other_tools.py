@@ -48,8 +48,9 @@ _SHAPES = (
 _INDEX = Path(__file__).parents[1] / "models" / "backbone" / "index.json"
 
 
-def for_key(key: str, groups: tuple[str, ...]) -> str:
-    """The remedy for a key that is another tool's word, or nothing."""
+def for_key(key: str, groups: tuple[str, ...], value: object = "") -> str:
+    """The remedy for a key that is another tool's word, or nothing; with ``value``, where that is
+    the name of a model."""
     group, _, rest = key.lower().replace("-", "_").partition(".")
     word = rest.rpartition(".")[2] or group
     inside = bool(rest) and group in groups
@@ -60,8 +61,10 @@ def for_key(key: str, groups: tuple[str, ...]) -> str:
     if word in _BESIDE and (not inside or group == "data"):
         return "let train, val and test be folders in one folder, and type data.root=DIR"
     if rest == "name" and group in ("model", "arch", "net", "network"):
-        return f"type {_KEYS[group]}"
-    return f"type {_KEYS[word]}" if word in _KEYS else ""
+        word = group
+    typed = f"type {_KEYS[word]}" if word in _KEYS else ""
+    named = for_option("backbone", str(value)) if typed.endswith(" backbone.name=NAME") else ""
+    return named or typed
 
 
 def for_option(group: str, word: str) -> str:
@@ -71,6 +74,8 @@ def for_option(group: str, word: str) -> str:
         if word.lower() in others.split():
             return f"type {typed}"
     if group == "backbone":
+        if hub := re.fullmatch(r"hf[-_]hub:(.+)", word):
+            return f"type source=hub source.path=hf://{hub[1]}, which names its backbone"
         models = json.loads(_INDEX.read_text(encoding="utf-8"))
         owner = next((lib for lib in ("timm", "torchvision") if word in models[lib]), None)
         return f"type backbone={owner} backbone.name={word}" if owner else ""

@@ -34,11 +34,12 @@ HOMES = {
     "augment": "xfer.data.augment",
     "task": "xfer.evaluation.task",
     "source": "xfer.weights.source",
-    "choose": "xfer.sweep.choose",
+    **{group: f"xfer.config.{group}" for group in ("trainer", "checkpoint", "choose")},
+    "sweep": "xfer.config.sweep_spec",
     **{group: f"xfer.models.{group}" for group in ("backbone", "head")},
     **{
         group: f"xfer.training.{group}"
-        for group in ("loss", "optim", "schedule", "trainer", "checkpoint", "features", "logger")
+        for group in ("loss", "optim", "schedule", "features", "logger")
     },
 }
 """Where the classes of a group are, unless in a package of its name."""

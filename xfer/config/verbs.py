@@ -10,16 +10,19 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from typing_extensions import TypedDict
 
+from xfer.config import other_tools
 from xfer.core.errors import CommandError, closest
 from xfer.core.files import read_json
 
 LAST = "last"
 """In place of a run: the one that began last."""
+_A_RUN = "give a run folder, its end, or last"
 _SAFE = re.compile(r"[\w./@:-][\w./@:=,+%-]*", re.ASCII)
 """What bash, zsh and fish all read as it is."""
 _MEANS_MORE = re.compile(r'["$`\\!]')
@@ -51,35 +54,43 @@ def spelt_out(arguments: Sequence[str]) -> list[str]:
     """
     if not arguments or arguments[0] not in VERBS:
         _refuse_word(arguments[:1])
-        return list(map(_with_teacher, arguments))
+        return list(map(_with_run, arguments))
     verb = VERBS[arguments[0]]
-    words = []
-    for word in arguments[1:]:
-        if _is_option(word):
-            break
-        words.append(word)
+    words = [*takewhile(lambda word: not _is_option(word), arguments[1:])]
     if not verb.least <= len(words) <= (verb.most or len(words)):
         what = f"needs {verb.usage}" if len(words) < verb.least else f"takes {verb.usage} alone"
-        raise CommandError(arguments[0], what, f"type xfer {arguments[0]} {verb.usage}", 1)
-    rest = list(map(_with_teacher, arguments[1 + len(words) :]))
+        key, value = [*arguments[1 + verb.most :], "", ""][:2] if verb.most else ("", "")
+        apart = re.fullmatch(r"[a-z][\w.]*", key) and value and not Path(key).exists()
+        fix = f"{key}={value.lstrip('=')}" if apart else f"xfer {arguments[0]} {verb.usage}"
+        raise CommandError(arguments[0], what, f"type {fix}", 1)
+    rest = list(map(_with_run, arguments[1 + len(words) :]))
     return [*verb.command(words), *(verb.rest(words, rest) if verb.rest else rest)]
 
 
-def _with_teacher(word: str) -> str:
-    """``loss.teacher=last`` and the end of a run's name as the folder that they mean now: what is
-    resumed or run again then is the same, whichever run began last."""
-    named = re.fullmatch(r"loss\.teacher=([\w./@%+-]+)", word)
-    if not named or named[1].lower().endswith(".onnx"):
+def _with_run(word: str) -> str:
+    """``loss.teacher=last`` and the end of a run's name as the folder that they mean now, and
+    ``last`` of other keys: what is resumed then is the same, whichever run began last."""
+    keys = r"loss\.teacher|(?:checkpoint|source)\.path(?==last$)"
+    named = re.fullmatch(rf"({keys})=([\w./@%+-]+)", word)
+    if not named or named[2].lower().endswith(".onnx"):
         return word
-    run = str(run_named(named[1]))
-    return word if run == named[1] else override("loss.teacher", run)
+    return override(named[1], str(run_named(named[2])))
 
 
 def _refuse_word(first: Sequence[str]) -> None:
     for word in first:
         if word and not word.startswith(("-", "~")) and "=" not in word:
-            fix = f"type xfer train {quoted(word)}" if Path(word).exists() else closest(word, VERBS)
+            fix = f"type xfer train {quoted(word)}" if Path(word).exists() else _for_verb(word)
             raise CommandError("command line", f"'{word[:200]}' is no verb and sets no key", fix, 6)
+
+
+def _for_verb(word: str) -> str:
+    """What to type in place of a verb that there is not, such as a stage."""
+    stage = other_tools.STAGES.get(word.lower(), word.lower())
+    run = " checkpoint.path=RUN" if stage in ("evaluate", "benchmark") else ""
+    if run or stage in ("audit", "worth", "embed", "lr_find"):
+        return f"type xfer train DATA 'stages=[{stage}]'{run}"
+    return "type xfer train DATA" if stage == "fit" else closest(stage, VERBS)
 
 
 def shell(arguments: Sequence[str]) -> str:
@@ -132,14 +143,14 @@ def _in_grammar(value: Any) -> str:
 
 def _data(text: str) -> list[str]:
     path = Path(text).expanduser()
-    if (option := _option(path)) is not None:
+    if (option := option_of(path)) is not None:
         return [*([f"data={option}"] if option else []), override("data.root", text)]
     if path.suffix.lower() in (".csv", ".json") and path.exists():
         return ["data=csv", override("data.file", text)]
     raise _no_such(text, "a folder of images, or a CSV file of their paths and labels")
 
 
-def _option(path: Path) -> str | None:
+def option_of(path: Path) -> str | None:
     """The option of ``data`` that reads a folder or a file, empty for the usual one; ``None`` for
     what none of them reads."""
     if path.is_file():
@@ -149,7 +160,7 @@ def _option(path: Path) -> str | None:
     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return "hf"
     names = {
-        "shards": ("*.tar", "train/*.tar", "val/*.tar", "test/*.tar"),
+        "shards": ("pack.json", "*.tar", "train/*.tar", "val/*.tar", "test/*.tar"),
         "parquet": ("*.parquet", "data/*.parquet", "train/*.parquet"),
         "arrays": ("*images*.npy", "x_*.npy"),
     }
@@ -170,14 +181,6 @@ def _no_such(text: str, wanted: str) -> CommandError:
     near = closest(path.name, names) if names else ""
     fix = near if near.startswith("did you mean") else f"give {wanted}"
     return CommandError(text, "does not exist", fix, 2)
-
-
-def _train(words: Sequence[str]) -> list[str]:
-    return _data(words[0])
-
-
-def _plan(words: Sequence[str]) -> list[str]:
-    return [*_data(words[0]), "stages=[]"]
 
 
 def _predict(words: Sequence[str]) -> list[str]:
@@ -204,7 +207,8 @@ def _report(words: Sequence[str]) -> list[str]:
     state = _facts(run / "status.json", _State).get("state", "")
     if state != "finished":
         what = f"has no end to report: it is {state or 'no run folder'}"
-        raise CommandError(run, what, f"type xfer resume {quoted(words[0])}", 5)
+        fix = f"type xfer resume {quoted(words[0])}" if state else _A_RUN
+        raise CommandError(run, what, fix, 5)
     typed = _typed(run)
     done = typed.get("stages", [])
     # The card of a run that has one is drawn anew; otherwise the run does one stage more.
@@ -283,15 +287,12 @@ def _again(run: Path, typed: _Typed) -> list[str]:
     if "overrides" not in typed:
         fix = "type its command again, with checkpoint.resume=RUN"
         raise CommandError(run, "does not say with what command it began", fix, 4)
-    odd = [text for text in typed["overrides"] if _steers(text)]
+    steers = re.compile(r"[+~]*(hydra\b|-)")
+    odd = [text for text in typed["overrides"] if "=" not in text or steers.match(text)]
     if odd:
         fix = "type its command again, with checkpoint.resume=RUN"
         raise CommandError(run / "plan.json", f"'{odd[0]}' is no override of a run", fix, 4)
     return [*_folders(typed), *repeatable(typed["overrides"])]
-
-
-def _steers(text: str) -> bool:
-    return "=" not in text or re.match(r"[+~]*(hydra\b|-)", text) is not None
 
 
 def data_of(run: Path) -> list[str]:
@@ -341,7 +342,7 @@ def run_named(text: str) -> Path:
         return matching[0]
     names = [run.name for run in runs]
     near = closest(text, names) if names else ""
-    fix = near if near.startswith("did you mean") else "give a run folder, its end, or last"
+    fix = near if near.startswith("did you mean") else _A_RUN
     raise CommandError(text, "is no run folder, and no run below outputs ends so", fix, 3)
 
 
@@ -377,8 +378,10 @@ class Verb:
 
 
 VERBS = {
-    "train": Verb("DATA", "train on a folder of images", _train),
-    "plan": Verb("DATA", "print the plan of that, do nothing", _plan),
+    "train": Verb("DATA", "train on a folder of images", lambda words: _data(words[0])),
+    "plan": Verb(
+        "DATA", "print the plan of that, do nothing", lambda words: [*_data(words[0]), "stages=[]"]
+    ),
     "predict": Verb("RUN IMAGES", "classify other images", _predict, 2, 0),
     "export": Verb("RUN FORMAT", "write the model in other formats", _export, 2, 0),
     "report": Verb("RUN", "draw the run card anew", _report),

@@ -1,26 +1,24 @@
 """A certificate: what travels with trained weights to answer with prediction sets and with how
 unlike the training images a picture is. numpy only.
 
-It is fitted by :mod:`xfer.evaluation.conformal` and :mod:`xfer.evaluation.unlike`.
+It is fitted by :mod:`xfer.evaluation.conformal` and :mod:`xfer.evaluation.out_of_distribution`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
 from xfer.core.read_back import checked
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Floats = npt.NDArray[np.float32]
-    JsonFacts = dict[str, Any]
+Floats = npt.NDArray[np.float32]
+JsonFacts = dict[str, Any]
 
 MOST_BYTES = 1_000_000
 """The arrays of a certificate take no more."""

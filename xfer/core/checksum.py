@@ -22,7 +22,7 @@ _LENGTH = len(_MARK) + 64
 _ENDING = struct.pack("<H", _LENGTH)
 
 
-def seal(path: Path) -> None:
+def add_checksum(path: Path) -> None:
     """Append the sha256 of a zip file without a comment, as its comment."""
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -35,13 +35,13 @@ def seal(path: Path) -> None:
         stream.write(_ENDING + _MARK + digest.encode())
 
 
-def seal_bytes(tail: bytes) -> int:
-    """How many of the last bytes of a file are a seal."""
+def checksum_length(tail: bytes) -> int:
+    """How many of the last bytes of a file are its checksum."""
     return _LENGTH if tail[-_LENGTH - 2 :].startswith(_ENDING + _MARK) else 0
 
 
-def sealed(path: Path) -> bool | None:
-    """Whether a file's bytes are those that were sealed; ``None`` when it has no seal."""
+def checksum_holds(path: Path) -> bool | None:
+    """Whether a file's bytes are those that its checksum is of; ``None`` when it has none."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         if size < _LENGTH + 2:

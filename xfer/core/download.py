@@ -103,8 +103,11 @@ def fetch_zip(url: str, folder: Path, member: str, sha256: str | None = None) ->
             digest = fetch(url, archive, sha256)
             unpacked = _unpack(archive, Path(staging) / "out", member, shown(url))
             write_json(unpacked / ".origin.json", {"url": shown(url), "sha256": digest})
-            if not folder.exists():  # another process may have been faster
+            try:
                 unpacked.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # else another process was faster
+                    raise
     except OSError as error:
         raise OutputError(
             folder, f"cannot be written ({error.strerror or error})", "choose another folder"

@@ -8,16 +8,19 @@ XferError                 exit  1   (a bug, when raised bare)
 │   ├── LaunchError             2   ranks that a launcher has started otherwise than asked, E096 on
 │   ├── ChoiceError             2   a choice that cannot be made as asked, E134 to E139
 │   ├── HeadError               2   what a head that is filled does not do, E660 on
-│   └── ColumnError             2   two columns of a table with one name, E187 to E190
+│   ├── ColumnError             2   two columns of a table with one name, E187 to E190
+│   └── RepositoryError         2   a model of a hub that is of another backbone, E121
 ├── DataError                   3   folders, classes, files that are no images
 │   └── LabelledDataError       3   images with several labels, or in groups, E103 to E110
 ├── WeightsError                4   source weights that do not fit or cannot be had
 ├── ResumeError                 5   a run that cannot be continued as asked
+│   └── RanksError              5   ... on these devices, which it did not begin on, E676 to E685
 ├── SafetyError                 6   refused: somebody else's code, or a model that does not pay
 ├── DivergedError               7   NaN or Inf in loss or metric
 ├── OutOfMemory                 8   the device or the machine has no memory left
 ├── OutputError                 9   an output folder or file that cannot be written
 ├── ExportError                10   an exported file that answers otherwise
+│   └── PushError              10   a hub that would not take the export, E117 to E119
 ├── SweepError                   2   several runs that cannot be had as asked
 │   └── FoldError               2   folds that cannot be jobs as asked, E140 on
 └── Problems                        several of the above, reported together
@@ -57,11 +60,16 @@ def closest(word: str, words: Iterable[str]) -> str:
     return "allowed: " + ", ".join(allowed[:12]) + (", ..." if len(allowed) > 12 else "")
 
 
+def sentence(what: str) -> str:
+    """``what`` with a full stop, unless it ends in three dots."""
+    return what if what.endswith("...") else f"{what}."
+
+
 class XferError(Exception):
     """A mistake reported in one line: where it is, what is wrong, what to type.
 
     ``where`` is a file or config key; ``number`` the case, stable across releases and listed in
-    :mod:`xfer.core.error_codes`, from which docs/errors.md is made. Those of a class are from its
+    ``error_codes.toml``, from which docs/errors.md is made. Those of a class are from its
     ``base`` up to ``last``, by default up to the next class's base; ``passed`` what was done all
     the same, such as the exported files beside one that was refused.
     """
@@ -74,12 +82,15 @@ class XferError(Exception):
     def __init__(self, where: object, what: str, fix: str, number: int = 0) -> None:
         super().__init__(where, what, fix, number)
         self.where = printable(where)
-        self.what = printable(what).rstrip(".")
+        said = printable(what)
+        self.what = said if said.endswith("...") else said.rstrip(".")
         self.fix = printable(fix)
         self.number = self.base + number
 
     def __str__(self) -> str:
-        return f"xfer: error E{self.number:03d}: {self.where}: {self.what}. Fix: {self.fix}"
+        return (
+            f"xfer: error E{self.number:03d}: {self.where}: {sentence(self.what)} Fix: {self.fix}"
+        )
 
 
 class ConfigError(XferError):
@@ -130,6 +141,12 @@ class ColumnError(ConfigError):
     exit, base, last = 2, 187, 190
 
 
+class RepositoryError(ConfigError):
+    """A model of a hub that is of another backbone than is asked for."""
+
+    exit, base, last = 2, 121, 122
+
+
 class DataError(XferError):
     """Folders, classes or files that are not what they must be."""
 
@@ -142,6 +159,12 @@ class LabelledDataError(DataError):
     exit, base, last = 3, 103, 110
 
 
+class ClassNameError(DataError):
+    """A class whose name is no text, and could be in no file about it."""
+
+    exit, base, last = 3, 707, 707
+
+
 class WeightsError(XferError):
     """Source weights that do not fit the network or cannot be had."""
 
@@ -152,6 +175,12 @@ class ResumeError(XferError):
     """A run that cannot be continued as asked."""
 
     exit, base = 5, 500
+
+
+class RanksError(ResumeError):
+    """A run that cannot go on with these devices, in place of those that it began with."""
+
+    exit, base, last = 5, 676, 685
 
 
 class SafetyError(XferError):
@@ -172,16 +201,47 @@ class OutOfMemory(XferError):
     exit, base = 8, 800
 
 
+class LimitReached(OutOfMemory):
+    """The shell, the container or the queue lets a process have no more threads or addresses."""
+
+    exit, base, last = 8, 709, 709
+
+
+def limit_reached(error: BaseException) -> LimitReached | None:
+    """``error`` where it says that threads, or addresses for a library, were refused."""
+    said = str(error)
+    thread = isinstance(error, RuntimeError) and "can't start new thread" in said
+    if thread or isinstance(error, BlockingIOError):  # the second is fork's
+        what, fix = "no more may be started", "raise ulimit -u, or the container's limit of pids"
+        return LimitReached("processes", what, f"{fix}, or type data.workers=0", 0)
+    if isinstance(error, ImportError) and "failed to map segment" in said:
+        what, fix = f"a library has no room ({said})", "raise ulimit -v, or what the job asks for"
+        return LimitReached("memory", what, fix, 0)
+    return None
+
+
 class OutputError(XferError):
     """An output folder or file that cannot be written."""
 
     exit, base = 9, 900
 
 
+class HomeError(OutputError):
+    """There is no home folder to keep things in."""
+
+    exit, base, last = 9, 708, 708
+
+
 class ExportError(XferError):
     """An exported file that cannot be written or answers otherwise than the network."""
 
     exit, base = 10, 950
+
+
+class PushError(ExportError):
+    """A hub that would not take the exported folder, which is known before anything is trained."""
+
+    exit, base, last = 10, 117, 119
 
 
 class SweepError(XferError):

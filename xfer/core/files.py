@@ -12,11 +12,11 @@ import json
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from xfer.core.errors import OutputError
+from xfer.core.errors import HomeError, OutputError
 
 # No more than --help needs, which reads its pages through here.
 if TYPE_CHECKING:
@@ -121,8 +121,15 @@ def _is_deep(value: Any) -> bool:
 
 
 def cache_dir() -> Path:
-    """Where xfer keeps what can be made again: ``$XFER_CACHE``, else ``~/.cache/xfer``."""
-    return Path(os.environ.get("XFER_CACHE") or Path.home() / ".cache" / "xfer")
+    """Where xfer keeps what can be made again: ``$XFER_CACHE``, else ``~/.cache/xfer``.
+
+    Raises HomeError for a user without a home, as a number that a container was given.
+    """
+    try:
+        return Path(os.environ.get("XFER_CACHE") or Path.home() / ".cache" / "xfer")
+    except RuntimeError as error:
+        what = "is not set, and nothing else says where this user's home is"
+        raise HomeError("HOME", what, "type export HOME=DIR, where you may write", 0) from error
 
 
 def path_problem(text: str) -> str:
@@ -182,7 +189,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
             write(part)
             mask = os.umask(0)  # it cannot be read without being set
             os.umask(mask)
-            part.chmod(0o666 & ~mask)
+            set_mode(part, 0o666 & ~mask)
             sync_folder(part)
             part.replace(path)
             sync_folder(path.parent)
@@ -209,7 +216,7 @@ def atomic_folder(path: Path, write: Callable[[Path], object]) -> None:
             write(part)
             mask = os.umask(0)  # it cannot be read without being set
             os.umask(mask)
-            part.chmod(0o777 & ~mask)
+            set_mode(part, 0o777 & ~mask)
             for entry in (*part.rglob("*"), part):
                 sync_folder(entry)  # a file as well
             if os.path.lexists(path):
@@ -233,11 +240,22 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def set_mode(path: Path, mode: int) -> None:
+    """Set the permissions of one's own file or folder, where its file system has any: FAT, network
+    shares of Windows and buckets give all files the same and refuse others."""
+    with suppress(PermissionError):
+        path.chmod(mode)
+
+
 def sync_folder(path: Path) -> None:
-    """Have what a folder lists written to the disk."""
+    """Have what a folder lists written to the disk. Network shares and buckets sync files alone,
+    and refuse folders."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP) or not path.is_dir():
+            raise
     finally:
         os.close(handle)
 

@@ -46,7 +46,7 @@ class _Line:
         """Put the line where the last one was."""
         self._drawn = time.monotonic()
         # One column stays free: a terminal breaks the line behind its last one.
-        width = max(_width() - 1, 10)
+        width = max(shutil.get_terminal_size().columns - 1, 10)
         text = self._bar(width) if self.total else f"{self.doing} ..."[:width]
         _write(f"{_ERASE}{_UNBROKEN}{text}{_BROKEN}\r")
 
@@ -121,10 +121,6 @@ def _in_notebook() -> bool:
     terminal, and shows each drawing of the line below the last one."""
     environ = os.environ
     return "JPY_PARENT_PID" in environ or "backend_inline" in environ.get("MPLBACKEND", "")
-
-
-def _width() -> int:
-    return shutil.get_terminal_size().columns
 
 
 def _write(text: str) -> None:

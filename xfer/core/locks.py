@@ -6,6 +6,7 @@ was forked has every file of its parent open. So here a forked process lets go o
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import time
@@ -20,7 +21,12 @@ _PATIENCE = 1.0
 _POLL = 0.02
 _COMMAND = 120  # characters that are shown of another process's command
 
+_LACKING = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+"""What a file system without locks answers: Lustre mounted with ``noflock``, NFS without lockd."""
+
 _held: set[int] = set()
+_told: set[int] = set()
+"""The file systems of which it has been said."""
 
 
 def _let_go() -> None:
@@ -42,7 +48,7 @@ class Lock:
 
     ``how`` is that of ``fcntl.flock``; with ``LOCK_NB`` BlockingIOError is raised where another
     process has it, else ``waiting`` is called once, with who that is. The handle is closed here,
-    also where it comes to nothing.
+    also where it comes to nothing. A file system without locks is told, and nothing is ``held``.
     """
 
     def __init__(
@@ -51,7 +57,7 @@ class Lock:
         self.handle = handle
         _held.add(handle)
         try:
-            _take(handle, how, waiting or waits("works here"))
+            self.held = _take(handle, how, waiting or waits("works here"))
         except BaseException:
             self.close()
             raise
@@ -84,20 +90,41 @@ def waits(what: str) -> Callable[[str], None]:
     return say
 
 
-def _take(handle: int, how: int, waiting: Callable[[str], None]) -> None:
+def _take(handle: int, how: int, waiting: Callable[[str], None]) -> bool:
+    """Whether there is a lock to be had, which then is."""
     until = time.monotonic() + _PATIENCE
     while True:
         try:
             fcntl.flock(handle, how | fcntl.LOCK_NB)
-            return
+            return True
         except BlockingIOError:
             if how & fcntl.LOCK_NB:
                 raise
+        except OSError as error:
+            if error.errno not in _LACKING:
+                raise
+            # The kernel may also be short of locks for a moment.
+            passing = error.errno == errno.ENOLCK and not how & fcntl.LOCK_NB
+            if not passing or time.monotonic() > until:
+                _tell(handle, error)
+                return False
+            time.sleep(_POLL)
+            continue
         if time.monotonic() > until:
             break
         time.sleep(_POLL)
     waiting(owner(handle))
     fcntl.flock(handle, how)
+    return True
+
+
+def _tell(handle: int, error: OSError) -> None:
+    """Say, once a file system, that two processes there are not kept apart."""
+    if (system := os.fstat(handle).st_dev) not in _told:
+        _told.add(system)
+        place = Path(f"/proc/self/fd/{handle}").resolve()
+        problem = f"cannot be locked ({error.strerror})"
+        log.warning(f"{place} {problem}: no two runs may work there at once")
 
 
 def owner(handle: int) -> str:

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,3 +29,20 @@ def zeros(shape: tuple[int, ...], form: npt.DTypeLike) -> npt.NDArray[Any]:
             os.posix_fallocate(file.fileno(), 0, size)
             return np.memmap(file, form, "r+", 0, shape)
     return np.zeros(shape, form)
+
+
+def concatenated(parts: Sequence[npt.NDArray[Any]], axis: int = 0) -> npt.NDArray[Any]:
+    """``parts`` after each other along an axis, in an array as :func:`zeros` makes it."""
+    shape = list(parts[0].shape)
+    shape[axis] = sum(part.shape[axis] for part in parts)
+    made = zeros(tuple(shape), np.result_type(*parts))
+    np.concatenate(parts, axis, out=made)
+    return made
+
+
+def copied(values: npt.ArrayLike, form: npt.DTypeLike) -> npt.NDArray[Any]:
+    """``values`` as numbers of ``form``, in an array as :func:`zeros` makes it."""
+    given = np.asarray(values)
+    made = zeros(given.shape, form)
+    made[...] = given
+    return made

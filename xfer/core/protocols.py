@@ -6,22 +6,18 @@ The others are in :mod:`xfer.core.settings`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from xfer.core.types import Card, Dataset, InputSpec, Network, Plain, Samples
+from xfer.core.types import Array, Card, Dataset, InputSpec, Network, Plain, Samples
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import numpy as np
     import numpy.typing as npt
     import torch
 
-    Array = npt.NDArray[Any]
-    StateDict = Mapping[str, torch.Tensor]
 
-
-Runner = Callable[["Array"], "Array"]
+Runner = Callable[[Array], Array]
 """Runs one exported file: float32 (n, 3, h, w) in, float32 logits (n, classes) out. A file that
 takes pictures: uint8 (n, 3, any, any) in, float32 probabilities (n, classes) out."""
 

@@ -9,20 +9,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from signal import Signals
 
-from xfer.core.checksum import sealed
+from xfer.core.checksum import checksum_holds
 from xfer.core.custom_parts import custom_part_error
-from xfer.core.errors import OutOfMemory, OutputError, XferError, printable
+from xfer.core.errors import OutOfMemory, OutputError, XferError, limit_reached, printable
 from xfer.core.files import (
     file_sha256,
     files_of,
     output_errors,
     read_json,
-    remove,
     write_json,
     write_text,
 )
 from xfer.core.log import log, open_log
-from xfer.core.run_folder import BEST, LAST, checkpoints, entries, lock, refuse_odd
+from xfer.core.run_folder import (
+    BEST,
+    LAST,
+    checkpoints,
+    entries,
+    lock,
+    refuse_odd,
+    remove_leftovers,
+)
 from xfer.core.signals import Stopped, stop
 
 
@@ -58,8 +65,7 @@ def recorded(folder: Path, resumes: bool = False) -> Iterator[None]:
             held.close()
             what = "another process was quicker and has used this folder"
             raise OutputError(folder, what, "choose another run.dir", 4)
-        for part in sorted(folder.rglob(".*.part")):  # left by a killed process
-            remove(part)
+        remove_leftovers(folder)
         open_log(folder)
         Status("running").write(folder)
     try:
@@ -71,7 +77,13 @@ def recorded(folder: Path, resumes: bool = False) -> Iterator[None]:
         # Who stops a whole sweep reaches a job twice: how it ends must still be written.
         stop.waits = True
         reported = as_xfer(error)
-        _write_failure(folder, error, reported)
+        try:
+            # The status first: it is what a scheduler reads.
+            _failure(reported, folder).write(folder)
+            write_text(folder / "error.log", "".join(traceback.format_exception(error)))
+        except OutputError as full:
+            # A full disk is often the very error that is reported.
+            log.warning(f"status.json or error.log is not written: {full.what}")
         if reported is error or not isinstance(error, Exception):
             raise
         raise reported from error
@@ -104,21 +116,11 @@ def amended(folder: Path) -> Iterator[list[Path]]:
         held.close()
 
 
-def _write_failure(folder: Path, error: BaseException, reported: BaseException) -> None:
-    try:
-        # The status first: it is what a scheduler reads.
-        _failure(reported, folder).write(folder)
-        write_text(folder / "error.log", "".join(traceback.format_exception(error)))
-    except OutputError as full:
-        # A full disk is often the very error that is reported.
-        log.warning(f"status.json or error.log is not written: {full.what}")
-
-
 def _last_good(folder: Path) -> str | None:
     """The newest checkpoint whose bytes are those that were written."""
     for name in (LAST, BEST):
         path = checkpoints(folder) / name
-        if path.is_file() and sealed(path):
+        if path.is_file() and checksum_holds(path):
             return path.relative_to(folder).as_posix()
     return None
 
@@ -150,4 +152,4 @@ def as_xfer(error: BaseException) -> BaseException:
     if isinstance(error, RuntimeError) and "killed by signal: Killed" in str(error):
         what = "the system killed a data worker"
         return OutOfMemory("data.workers", what, "lower it, and data.decoded_gb", 4)
-    return custom_part_error(error) or error
+    return custom_part_error(error) or limit_reached(error) or error

@@ -28,10 +28,11 @@ _MOMENT = 0.01
 
 
 class Stopped(SystemExit):
-    """A signal ended the run: 130 for SIGINT, 143 for the others."""
+    """A signal ended the run: 130 for SIGINT, 143 for the others. ``after`` says, with a space
+    before it, what was done last."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    def __init__(self, number: int, after: str = "") -> None:
+        self.number, self.after = number, after
         self.exit = 130 if number == signal.SIGINT else 143
         super().__init__(self.exit)
 
@@ -104,11 +105,11 @@ class Stop:
         if not self.waits or again:
             self.obey()
 
-    def obey(self) -> None:
+    def obey(self, after: str = "") -> None:
         """Raise Stopped where a signal was noted."""
         if self.asked is not None:
             self.workers.end()
-            raise Stopped(self.asked)
+            raise Stopped(self.asked, after)
 
     def unheard(self, swallowed: Any) -> None:
         """For ``sys.unraisablehook``: a stop that was raised while Python forked or took an object

@@ -10,12 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from operator import eq
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TypeVar, overload
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
+import numpy.typing as npt
 
 T = TypeVar("T")
 _AT_ONCE = 1 << 10  # texts that are encoded or positions that are looked up in one go
@@ -38,7 +36,7 @@ class Entries(Sequence[T], ABC):
 
     def __getitem__(self, index: int | slice) -> T | Picked[T]:
         if isinstance(index, slice):
-            return Picked(self, np.arange(len(self))[index])
+            return Picked(self, np.arange(*index.indices(len(self))))
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return self.entry(index % len(self))
@@ -103,17 +101,6 @@ class Picked(Entries[T]):
     def entry(self, index: int) -> T:
         """See :meth:`Entries.entry`."""
         return self.source[int(self.at[index])]
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Picked[T]: ...
-
-    def __getitem__(self, index: int | slice) -> T | Picked[T]:
-        if isinstance(index, slice):
-            return Picked(self.source, self.at[index])
-        return super().__getitem__(index)
 
     def __iter__(self) -> Iterator[T]:
         for start in range(0, len(self.at), _AT_ONCE):

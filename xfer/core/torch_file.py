@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from xfer.core.checksum import seal, sealed
+from xfer.core.checksum import add_checksum, checksum_holds
 from xfer.core.errors import SafetyError, WeightsError
 from xfer.core.files import atomic_write, sync_folder
 from xfer.core.types import Plain
@@ -35,9 +35,9 @@ def save_tensors(path: Path, facts: Plain, before: Callable[[], object] | None =
             if not any(words in str(error) for words in _TORN):
                 raise
             raise OSError(28, "No space left on device, or a failed write") from error
-        seal(part)
+        add_checksum(part)
         sync_folder(part)
-        if not sealed(part):
+        if not checksum_holds(part):
             raise OSError(5, "reads back otherwise than it was written")
         if before is not None:
             before()
@@ -58,7 +58,7 @@ def load_tensors(path: Path) -> Any:
     if not os.path.isfile(path):  # unlike Path, also of a name that is too long  # noqa: PTH113
         what = "is not a regular file" if os.path.exists(path) else "there is no such file"  # noqa: PTH110
         raise WeightsError(path, what, "give the path of a checkpoint", 1)
-    if sealed(path) is False:
+    if checksum_holds(path) is False:
         raise damaged(path)
     try:
         # An open file, because torch.load would trust a name that ends in .safetensors.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 from unicodedata import normalize
 
 from xfer.core.errors import printable
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from xfer.core.certificate import Certificate
 
-    Array = npt.NDArray[Any]
-    StateDict = Mapping[str, torch.Tensor]
-
+# Texts, so that whoever names them needs neither numpy nor torch.
+Array: TypeAlias = "npt.NDArray[Any]"
+StateDict: TypeAlias = "Mapping[str, torch.Tensor]"
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Tta = Literal["none", "flip", "five_crop", "ten_crop"]
 """The views of an image over which answers are averaged; see :mod:`xfer.data.tta`."""

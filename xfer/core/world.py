@@ -181,10 +181,3 @@ def refuse_launched(where: str, doing: str, fix: str) -> None:
     if world is not None:
         what = f"{doing}, and {world.launcher} has started {world.ranks} ranks of it"
         raise LaunchError(where, what, fix, 3)
-
-
-def usable_cores() -> list[int]:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))

@@ -117,7 +117,7 @@ def arrays_in(path: Path) -> dict[str, ArrayFacts]:
     try:
         if path.suffix.lower() != ".npz":
             with open_to_read(path) as stream:
-                facts = _facts(path, path.name, stream, 0)
+                facts = _facts(path, path.name, stream)
                 if facts.start + facts.bytes > os.fstat(stream.fileno()).st_size:
                     raise ValueError("it ends before its numbers do")
             return {path.stem: facts}
@@ -136,7 +136,7 @@ def _member(
 ) -> ArrayFacts:
     name = info.filename.removesuffix(".npy")
     with archive.open(info) as stream:
-        facts = _facts(path, name, stream, 0)
+        facts = _facts(path, name, stream)
     if facts.start + facts.bytes != info.file_size:
         raise ValueError(f"'{name}' has other bytes than its header says")
     if info.compress_type != zipfile.ZIP_STORED:
@@ -150,7 +150,7 @@ def _member(
     return facts._replace(start=begin)
 
 
-def _facts(path: Path, name: str, stream: IO[bytes], start: int) -> ArrayFacts:
+def _facts(path: Path, name: str, stream: IO[bytes]) -> ArrayFacts:
     """What the header of an array says. Raises ValueError for what cannot be read by rows."""
     from numpy.lib import format as layout
 
@@ -163,7 +163,7 @@ def _facts(path: Path, name: str, stream: IO[bytes], start: int) -> ArrayFacts:
         raise ValueError(f"'{name}' holds Python objects, which could run code")
     if fortran and len(shape) > 1:
         raise ValueError(f"'{name}' is in Fortran's order; save np.ascontiguousarray of it")
-    return ArrayFacts(path, name, tuple(shape), dtype, start + stream.tell())
+    return ArrayFacts(path, name, tuple(shape), dtype, stream.tell())
 
 
 @lru_cache(_LOADED_AT_ONCE)

@@ -5,24 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 from annotated_types import MaxLen, MinLen
 
+from xfer.core.control_groups import available
 from xfer.core.errors import DataError, LabelledDataError, closest
 from xfer.core.types import Dataset, class_name
 from xfer.data.array_file import ArrayFacts, ArrayRow, arrays_in
 from xfer.data.arrow_columns import OF_FEATURES
-from xfer.data.decode_cache import available
 from xfer.data.folder import SYNONYMS
 from xfer.data.image_table import Listing, TableRow, dataset_of, listing_of
 from xfer.data.multilabel_rows import Labelled
 from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import Loading, place
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 _PAIRS = (("images", "labels"), ("image", "label"), ("x", "y"))
 _CLASSES, _SPLIT = "classes", "split"
@@ -53,7 +51,7 @@ class ArrayFiles(Loading):
 
     def dataset(self, training: bool) -> Dataset:
         """See :meth:`Loading.dataset`."""
-        return dataset_of(self._listed(False)[0], self, place(self.root), training)
+        return dataset_of(self.listed(), self, place(self.root), training)
 
     def labelled(self, training: bool, known: tuple[str, ...] = ()) -> Dataset:
         """The same where labels are a matrix (n, classes) of whole numbers, bools or floats; the
@@ -66,19 +64,24 @@ class ArrayFiles(Loading):
         source = ImageSource(root, root, names, remarks, places)
         return labelled_dataset(list(zip(rows, labels, strict=True)), self, source, training, known)
 
-    def _listed(self, several: bool) -> tuple[Listing, list[ArrayFacts]]:
+    def listed(self, several: bool | None = False) -> Listing:
+        """All pictures, before they are divided, without labels and splits where ``several`` is
+        ``None``. Raises DataError naming the file."""
+        return self._listed(several)[0]
+
+    def _listed(self, several: bool | None) -> tuple[Listing, list[ArrayFacts]]:
         """All pictures, and the matrices of their labels where they may have ``several``."""
         root = place(self.root)
         arrays = _arrays(root)
-        pairs, used = _pairs(root, arrays, self)
+        pairs, used = _pairs(root, arrays, self) if several is not None else _images(root, arrays)
         classes = _words(arrays[_CLASSES], _CLASSES) if _CLASSES in arrays else ()
         cells: list[TableRow] = []
         remarks = []
         for split, (images, labels) in pairs.items():
             remarks += _loaded(images)
             count = images.shape[0] if images.shape else 0
-            names = [""] * count if several else _classes_of(labels, count, classes)
-            cells += _cells(split, images, names, arrays, self)
+            names = _classes_of(labels, count, classes) if several is False else [""] * count
+            cells += _cells(split, images, names, arrays if several is not None else {}, self)
             if several and (len(labels.shape) != 2 or labels.shape[0] != count):
                 sizes = ", ".join(map(str, labels.shape))
                 what = f"has the shape ({sizes}), and there are {count} images"
@@ -169,9 +172,25 @@ def _pairs(
     return {s: (arrays[a], arrays[b]) for s, (a, b) in by_split.items()}, used
 
 
-def _named(arrays: Mapping[str, ArrayFacts]) -> dict[str, tuple[str, str]]:
+def _images(
+    root: Path, arrays: Mapping[str, ArrayFacts]
+) -> tuple[dict[str, tuple[ArrayFacts, ArrayFacts]], set[str]]:
+    """As :func:`_pairs` where nobody asks for labels: each with itself."""
+    names = {split: pair[0] for split, pair in _named(arrays, labelled=False).items()}
+    if not names:
+        pictures = [name for name, one in arrays.items() if len(one.shape) in (3, 4)]
+        if len(pictures) != 1:
+            what = (
+                f"has no array 'images', nor a single one of pictures; it has {', '.join(arrays)}"
+            )
+            raise DataError(root, what, "save the pictures as 'images'", 26)
+        names[""] = pictures[0]
+    return {s: (arrays[name], arrays[name]) for s, name in names.items()}, set(names.values())
+
+
+def _named(arrays: Mapping[str, ArrayFacts], labelled: bool = True) -> dict[str, tuple[str, str]]:
     """The arrays of images and of labels of each split by their names; of a split with an empty
-    name where there is a pair without one."""
+    name where there is a pair without one. No labels are needed unless they are ``labelled``."""
     lower = {name.lower(): name for name in arrays}
     forms = [("", "{}")]
     forms += [
@@ -183,8 +202,8 @@ def _named(arrays: Mapping[str, ArrayFacts]) -> dict[str, tuple[str, str]]:
     for split, form in forms:
         for one, two in _PAIRS:
             names = lower.get(form.format(one)), lower.get(form.format(two))
-            if names[0] and names[1] and "" not in found:
-                found.setdefault(split, (names[0], names[1]))
+            if names[0] and (names[1] or not labelled) and "" not in found:
+                found.setdefault(split, (names[0], names[1] or ""))
     return found
 
 

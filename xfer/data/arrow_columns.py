@@ -45,9 +45,10 @@ _NEEDED = {
 
 
 class Columns(NamedTuple):
-    """The columns that are read: of the images, their classes and, where there are any, their
-    splits and groups; ``kinds`` are those of image, label and split, ``classes`` the names of
-    classes where labels are positions among them, and ``names`` those of all columns."""
+    """The columns that are read: of the images, their classes (empty where nobody asks) and, where
+    there are any, their splits and groups; ``kinds`` are those of image, label and split,
+    ``classes`` the names of classes where labels are positions among them, and ``names`` those of
+    all columns."""
 
     image: str
     label: str
@@ -82,14 +83,18 @@ def columns_of(
     asked: Sequence[str] | None,
     group: str | None,
     where: object,
-    several: bool = False,
+    several: bool | None = False,
 ) -> Columns:
     """Which columns of an Arrow schema are read; ``asked`` are those of image, label and split.
-    That of labels has lists of them where an image may have ``several``.
+    That of labels has lists of them where an image may have ``several``; for ``None`` that of the
+    images is read alone.
 
     Raises DataError, naming ``where``, for columns that are not there or of another kind.
     """
     kinds = {field.name: kind_of(field.type) for field in schema}
+    if several is None:
+        image = _of_images(kinds, where)
+        return Columns(image, "", None, None, (kinds[image],), (), tuple(kinds))
     usual = [_SEVERAL if several and _SEVERAL in kinds and n == "label" else n for n in _DEFAULTS]
     names = list(asked or [name for name in usual if name in kinds or name != "split"])
     if lost := [name for name in names if name not in kinds]:
@@ -104,6 +109,23 @@ def columns_of(
     if kinds[image] not in _IMAGES:
         what = f"the column '{image}' has {schema.field(image).type}, neither bytes nor paths"
         raise DataError(where, what, _typed(kinds, several), 27)
+    _refuse_kinds(schema, kinds, names, group, where, several)
+    split = names[2] if len(names) > 2 else None
+    of_names = tuple(kinds[name] for name in names)
+    classes = _class_names(schema, label)
+    return Columns(image, label, split, group, of_names, classes, tuple(kinds))
+
+
+def _refuse_kinds(
+    schema: Any,
+    kinds: Mapping[str, Kind],
+    names: Sequence[str],
+    group: str | None,
+    where: object,
+    several: bool,
+) -> None:
+    """Raise DataError where the column of labels, splits or groups is of another kind."""
+    label = names[1]
     needed = dict.fromkeys(names[2:], _NEEDED["text"])
     needed |= {name: _NEEDED["number"] for name in (label, group) if name}
     if several:
@@ -114,10 +136,20 @@ def columns_of(
             fix = need.fix or _typed(kinds, several)
             fix = "type task=multilabel for lists of labels" if kinds[name] == "list" else fix
             raise DataError(where, what, fix, 27)
-    split = names[2] if len(names) > 2 else None
-    of_names = tuple(kinds[name] for name in names)
-    classes = _class_names(schema, label)
-    return Columns(image, label, split, group, of_names, classes, tuple(kinds))
+
+
+def _of_images(kinds: Mapping[str, Kind], where: object) -> str:
+    """The column ``image``, or the only one of images: of bytes, else of paths."""
+    if kinds.get(_DEFAULTS[0]) in _IMAGES:
+        return _DEFAULTS[0]
+    stored = [name for name, kind in kinds.items() if kind in ("struct", "bytes")]
+    others = (*_DEFAULTS, _SEVERAL)
+    found = stored or [n for n, kind in kinds.items() if kind == "text" and n not in others]
+    if len(found) != 1:
+        which = "several columns" if found else "no column"
+        what = f"has {which} that may be of images; it has {', '.join(list(kinds)[:8]) or 'none'}"
+        raise DataError(where, what, "call that of the images 'image'", 26)
+    return found[0]
 
 
 def refuse_others(found: Columns, expected: Columns, where: object, first: str) -> None:

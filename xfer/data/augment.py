@@ -9,19 +9,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
+from PIL.Image import Image
 
 from xfer.core.errors import ConfigError
+from xfer.core.types import InputSpec
 from xfer.data.preprocess import normalise, prepare
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from PIL.Image import Image
-
-    from xfer.core.types import InputSpec
 
     Transform = Callable[[Image], npt.NDArray[np.float32]]
     Mix = Callable[[Any, Any], tuple[Any, Any]]
@@ -131,7 +130,7 @@ class PolicyAugment(Standard, ABC):
                 raise ConfigError(key, what, f"type {key}=0, which is off", 90)
 
     @abstractmethod
-    def operations_on(self, interpolation: Any) -> Callable[[Image], Image]:
+    def operations_on(self, interpolation: Any) -> Any:
         """The policy's transform of torchvision; images are resampled by ``interpolation``."""
 
     def transform(self, spec: InputSpec) -> Transform:
@@ -164,14 +163,11 @@ class Strong(PolicyAugment):
     erasing: Probability = 0.25
     """probability of random erasing"""
 
-    def operations_on(self, interpolation: Any) -> Callable[[Image], Image]:
+    def operations_on(self, interpolation: Any) -> Any:
         """RandAugment."""
         from torchvision.transforms import v2
 
-        return cast(
-            "Callable[[Image], Image]",
-            v2.RandAugment(self.operations, self.magnitude, interpolation=interpolation),
-        )
+        return v2.RandAugment(self.operations, self.magnitude, interpolation=interpolation)
 
 
 @dataclass(frozen=True)
@@ -182,12 +178,11 @@ class AutoAugment(PolicyAugment):
     policy: Literal["imagenet", "cifar10", "svhn"] = "imagenet"
     """the data set on which the pairs of operations were searched for"""
 
-    def operations_on(self, interpolation: Any) -> Callable[[Image], Image]:
+    def operations_on(self, interpolation: Any) -> Any:
         """AutoAugment."""
         from torchvision.transforms import v2
 
-        policy = v2.AutoAugmentPolicy(self.policy)
-        return cast("Callable[[Image], Image]", v2.AutoAugment(policy, interpolation))
+        return v2.AutoAugment(v2.AutoAugmentPolicy(self.policy), interpolation)
 
 
 @dataclass(frozen=True)
@@ -195,12 +190,11 @@ class TrivialAugment(PolicyAugment):
     """TrivialAugment in its wide space (Müller and Hutter, 2021): one operation an image, at a
     strength drawn anew. There is nothing to tune."""
 
-    def operations_on(self, interpolation: Any) -> Callable[[Image], Image]:
+    def operations_on(self, interpolation: Any) -> Any:
         """TrivialAugmentWide."""
         from torchvision.transforms import v2
 
-        transform = v2.TrivialAugmentWide(interpolation=interpolation)
-        return cast("Callable[[Image], Image]", transform)
+        return v2.TrivialAugmentWide(interpolation=interpolation)
 
 
 @dataclass(frozen=True)
@@ -217,15 +211,13 @@ class AugMix(PolicyAugment):
     alpha: Annotated[float, Ge(0.01), Le(100)] = 1.0
     """of the Dirichlet and Beta distributions that the weights of the average are drawn from"""
 
-    def operations_on(self, interpolation: Any) -> Callable[[Image], Image]:
+    def operations_on(self, interpolation: Any) -> Any:
         """AugMix."""
         from torchvision.transforms import v2
 
         depth = -1 if self.depth == "random" else self.depth
-        return cast(
-            "Callable[[Image], Image]",
-            v2.AugMix(self.severity, self.width, depth, self.alpha, interpolation=interpolation),
-        )
+        severity, width, alpha = self.severity, self.width, self.alpha
+        return v2.AugMix(severity, width, depth, alpha, interpolation=interpolation)
 
 
 def _steps(

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.errors import DataError, plural, printable
 from xfer.core.text_columns import Made, Picked
@@ -26,9 +26,6 @@ from xfer.data.preprocess import check_size, named
 from xfer.data.scan import Examined, broken_files, examine
 from xfer.data.scan_cache import positions_but
 from xfer.data.split import group_lines
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 _IMBALANCED = 10  # largest class over smallest
 _FEW = 30  # images
@@ -176,11 +173,12 @@ def _remarks(rows: ImageRows) -> list[str]:
 
 
 def look_the_same(classes: Iterable[str]) -> list[str]:
-    """A remark on every few ``classes`` whose names differ in capitals alone."""
+    """A remark on ``classes`` whose names differ in capitals alone, if there are any."""
     alike: dict[str, list[str]] = {}
     for label in sorted(classes):
         alike.setdefault(label.casefold(), []).append(label)
-    return [f"classes that look the same: {same}" for same in alike.values() if len(same) > 1]
+    same = ", ".join(str(labels) for labels in alike.values() if len(labels) > 1)
+    return [f"classes that look the same: {same}"] if same else []
 
 
 def resizable(dataset: Dataset, spec: InputSpec, on_bad: str) -> Dataset:

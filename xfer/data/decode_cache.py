@@ -7,21 +7,20 @@ images what is left of it after the resizing, which no epoch does otherwise.
 from __future__ import annotations
 
 import mmap
-import os
+import threading
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image as PIL
+from PIL.Image import Image
 
+from xfer.core.control_groups import available
 from xfer.core.types import Dataset, Images, InputSpec, Samples
 from xfer.data.image import Files
 from xfer.data.preprocess import fit_to_size
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from xfer.data.shared_memory import has_locks
 
 
 class Decoded:
@@ -38,7 +37,8 @@ class Decoded:
         rows = mmap.mmap(-1, max(1, len(images)) * 24)
         self._places = np.frombuffer(rows, np.int64).reshape(-1, 3)
         self._used = np.frombuffer(mmap.mmap(-1, 8), np.int64)
-        self._lock = get_context().Lock()
+        # Where there are no locks between processes, there are no worker processes either.
+        self._lock = get_context().Lock() if has_locks() else threading.Lock()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -116,39 +116,3 @@ def decoded_limit(asked: float | Literal["auto"]) -> tuple[float, str]:
         return asked, "as typed"
     free = available()
     return round(free / 1e10, 2), f"a tenth of the {free / 1e9:.1f} GB of memory that are available"
-
-
-def available(root: Path = Path("/")) -> int:
-    """Bytes of memory that can still be taken: what the system says, or what the limits of the
-    process's control groups (a container, a Slurm job) leave where that is less."""
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        words = [line.split() for line in lines if line.endswith(" kB")]
-        facts = {name: int(kilobytes) * 1024 for name, kilobytes, _ in words}
-        free = facts["MemAvailable:"]
-        # In its mode 2 the system counts what is asked for, not what is filled.
-        if (root / "proc/sys/vm/overcommit_memory").read_text().strip() == "2":
-            free = min(free, facts["CommitLimit:"] - facts["Committed_AS:"])
-    except (OSError, KeyError, ValueError):
-        # Not Linux: nothing says what is available, and half of it all is a careful guess.
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    return max(0, min([free, *_left_in_groups(root)]))
-
-
-def _left_in_groups(root: Path) -> list[int]:
-    """What the memory limits of the process's control group and of those around it leave."""
-    mount = root / "sys/fs/cgroup"
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    left = []
-    for path in (line[3:].strip("/") for line in lines if line.startswith("0::")):
-        folder = mount / path
-        for group in (g for g in (folder, *folder.parents) if g.is_relative_to(mount)):
-            try:
-                most, taken = (int((group / f"memory.{n}").read_text()) for n in ("max", "current"))
-            except (OSError, ValueError):  # no limit: the root has no file, others say "max"
-                continue
-            left.append(max(0, most - taken))
-    return left

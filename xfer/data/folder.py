@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
@@ -17,7 +18,7 @@ from xfer.core.files import read_json
 from xfer.core.read_back import checked
 from xfer.core.types import Dataset, class_name
 from xfer.data.dataset import of_files
-from xfer.data.folds import by_folder
+from xfer.data.folds import BY_FOLDER, by_folder
 from xfer.data.image_rows import ImageRows
 from xfer.data.leakage import first_few
 from xfer.data.multilabel_rows import Labelled
@@ -35,6 +36,7 @@ _CANIDAE = (
 SYNONYMS = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "eval": "val"}
 SYNONYMS |= {"testing": "test"} | {split: split for split in SPLITS}
 """What people call a split, in lower case, and what it is called here."""
+_IN_A_NAME = re.compile(rf"(?<![a-z])({'|'.join(SYNONYMS)})(?:set|data|images)?(?![a-z])")
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,9 @@ class Folder(Loading):
 
     Without ``val/`` it is split off ``train/``; class folders directly below ``root`` are split
     too. Beside a folder to train on, ``validation/``, ``Testing/`` and what else people call a
-    split are read under their own names, with a remark. A ``test/`` of images without classes is
-    left out with a remark, and a class has one name in whatever form of Unicode it is written.
+    split are read under their own names, with a remark; ``seg_train/`` and ``seg_test/`` too, where
+    they have a class in common. A ``test/`` of images without classes is left out with a remark,
+    and a class has one name in whatever form of Unicode it is written.
     Folders inside a class folder are walked, linked ones as well, with a remark where a class has
     nothing else; hidden files, files without an image's suffix and linked folders that lead back
     are left out with a remark.
@@ -54,7 +57,7 @@ class Folder(Loading):
     outermost of these folders is a group, and no label.
     """
 
-    groups: ClassVar[str] = "FOLDER"
+    groups: ClassVar[str] = BY_FOLDER
 
     root: Annotated[str, MinLen(1)]
     """the folder; ``canidae`` and ``mnist`` have ``$XFER_DATA/Canidae`` and
@@ -234,42 +237,60 @@ def _check_folders(tree: Tree, top: str, names: Sequence[str]) -> None:
 def _splits(tree: Tree, nested: bool = False) -> dict[str, str]:
     """The folders of the splits below the root, by split; one empty name when the class folders,
     which may be ``nested``, are there."""
-    root, top = tree.root, tree.folders("")
-    splits = named_splits(root, top, tree.has_folders)
+    top, ahead = tree.folders(""), Tree(tree.root)  # to look ahead, without a remark
+    splits = named_splits(tree.root, top, Tree(tree.root).folders)
     if len(splits) < len(top) and not any(map(tree.has_folders, splits.values())):
         splits = {}  # classes that happen to be called train or test
+    called = {split_in(name): name for name in top if not (splits or nested)}
+    flat = "train" in called and "" not in called and not any(map(tree.has_folders, top))
+    if flat and _other_option(tree.root):
+        splits = called  # as contests have them: images alone, and a list beside them
     for name in sorted(set(top) - set(splits.values())):
-        _refuse_misnamed(tree, name, bool(splits))
+        _refuse_misnamed(tree, name, splits)
         if splits:
             tree.leave_out(name, "beside the splits")
     if not splits and len(top) == 1 and not nested:
         _refuse_lone(tree, top[0])
-    ahead = Tree(root)  # a look ahead: what this one leaves out gives no remark
     test = splits.get("test", "")
-    if len(splits) > 1 and test and not ahead.folders(test) and Tree(root).images(test):
+    if len(splits) > 1 and test and not ahead.folders(test) and Tree(tree.root).images(test):
         del splits["test"]
         tree.leave_out(test, "images without classes; give them to predict.input")
-    for folder in splits.values() or [""]:
-        for label in ahead.folders(folder):
-            _refuse_data_set(ahead, f"{folder}/{label}" if folder else label)
+    classes = ((at, label) for at in splits.values() or [""] for label in ahead.folders(at))
+    for at, label in classes:
+        _refuse_data_set(ahead, f"{at}/{label}" if at else label)
     return splits or {"": ""}
 
 
-def named_splits(root: Path, top: Sequence[str], holds: Callable[[str], bool]) -> dict[str, str]:
+def named_splits(
+    root: Path, top: Sequence[str], held: Callable[[str], Collection[str]]
+) -> dict[str, str]:
     """Which of the folders ``top`` in ``root`` are called as a split, by split: ``train``, ``val``
-    and ``test`` as they are, and beside a folder to train on what else people call them, where it
-    ``holds`` something. Raises DataError for two of one split."""
+    and ``test`` as they are, and beside a folder to train on what else people call them, where
+    something is ``held`` in it. A longer name with such a word counts where something of the same
+    name is held in the folder to train on. Raises DataError for two of one split."""
     splits = {split: split for split in SPLITS if split in top}
-    others = [name for name in top if name not in SPLITS and name.lower() in SYNONYMS]
-    if "train" not in {SYNONYMS[name.lower()] for name in (*splits, *others)}:
+    called = {name: split for name in top if (split := split_in(name))}
+    training = [name for name, split in called.items() if split == "train"]
+    if not training:
         return splits  # a class may be called valid
-    for name in filter(holds, others):
-        if (split := SYNONYMS[name.lower()]) in splits:
+    train = min(training, key=lambda name: (name != "train", name.lower() not in SYNONYMS))
+    for name in (name for name in called if name not in SPLITS and held(name)):
+        beside = [train] if name != train else [other for other in called if other != train]
+        split, longer = called[name], name.lower() not in SYNONYMS
+        if longer and (split in splits or not any(set(held(name)) & {*held(o)} for o in beside)):
+            continue
+        if split in splits:
             what = f"is called as the split '{split}', and so is '{splits[split]}' beside it"
             fix = "put the images of both into one of the two, or move one away"
             raise DataError(root / name, what, fix, 3)
         splits[split] = name
     return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def split_in(name: str) -> str:
+    """The split that ``name`` says, whole or with a word of its own; empty for none or several."""
+    found = {SYNONYMS[word] for word in _IN_A_NAME.findall(name.lower())}
+    return found.pop() if len(found) == 1 else ""
 
 
 def called_splits(splits: Mapping[str, str]) -> list[str]:
@@ -289,9 +310,9 @@ def _nested(root: Path, splits: Iterable[str]) -> list[str]:
     if not inner:
         return []
     (first, *_), *_ = inner.values()
-    count = sum(map(len, inner.values()))
-    deeper = f"type data.root={root / next(iter(inner))}"
-    fix = deeper if len(inner) == 1 else "call the folders above them train, val and test"
+    count, fix = sum(map(len, inner.values())), "call the folders above them train, val and test"
+    if len(inner) == 1:
+        fix = f"type {_rooted(root / next(iter(inner)))}"
     what = f"folders below a class folder are no classes of their own: {count}, such as '{first}'"
     return [printable(f"{what}; if they are, {fix}")]
 
@@ -300,16 +321,21 @@ def _refuse_lone(tree: Tree, name: str) -> None:
     """Raise DataError where the one folder that there is holds folders, or has a list beside it."""
     if name and tree.has_folders(name):
         what = f"holds one folder, '{name}', and that holds folders"
-        raise DataError(tree.root, what, f"did you mean data.root={tree.root / name}?", 5)
+        raise DataError(tree.root, what, f"did you mean {_rooted(tree.root / name)}?", 5)
     if name and (fix := _other_option(tree.root)):
         what = f"there is one class ('{name}'); at least two are needed"
         raise DataError(tree.root, what, fix, 5)
 
 
-def _refuse_misnamed(tree: Tree, name: str, beside: bool) -> None:
-    near = difflib.get_close_matches(name.lower(), SPLITS, 1) if beside else []
+def _refuse_misnamed(tree: Tree, name: str, splits: Mapping[str, str]) -> None:
+    inner, split = Tree(tree.root).folders(name), split_in(name)
+    if split and split not in splits and len(inner) == 1 and tree.has_folders(f"{name}/{inner[0]}"):
+        what = f"holds one folder, '{inner[0]}', and that holds folders"
+        fix = f"type mv {quoted(str(tree.root / name / inner[0]))} {quoted(str(tree.root / split))}"
+        raise DataError(tree.root / name, what, fix, 3)
+    near = difflib.get_close_matches(name.lower(), SPLITS, 1) if splits else []
     meant = SYNONYMS.get(name.lower(), near[0] if near else None)
-    if meant and tree.has_folders(name):
+    if meant and meant not in splits and tree.has_folders(name):
         what = f"is not the name of a split; did you mean '{meant}'?"
         raise DataError(tree.root / name, what, f"rename the folder to {tree.root / meant}", 3)
 
@@ -323,24 +349,28 @@ def _refuse_one_split(root: Path) -> None:
         beside, is_split = root.parent / name, name.lower() in SYNONYMS
         if name != root.name and is_split and classes & set(Tree(beside).folders("")):
             what = f"is one split of a data set: {beside} lies beside it"
-            raise DataError(root, what, f"type data.root={root.parent}", 72)
+            raise DataError(root, what, f"type {_rooted(root.parent)}", 72)
 
 
 def _refuse_data_set(tree: Tree, below: str) -> None:
     """Raise DataError where a class folder holds splits: it is a data set, and no class."""
     inner = tree.folders(below)
-    splits = {SYNONYMS[name.lower()] for name in inner if name.lower() in SYNONYMS}
-    if len(splits) > 1 or (splits and all(name.lower() in SYNONYMS for name in inner)):
+    splits = {SYNONYMS.get(name.lower()) for name in inner}
+    if len(splits - {None}) > 1 or (splits and None not in splits):
         what = f"its folder '{below}' is a data set, not a class: it holds {', '.join(inner[:3])}"
-        raise DataError(tree.root, what, f"did you mean data.root={tree.root / below}?", 71)
+        raise DataError(tree.root, what, f"did you mean {_rooted(tree.root / below)}?", 71)
+
+
+def _rooted(folder: Path) -> str:
+    return quoted(override("data.root", str(folder)))
 
 
 def _other_option(folder: Path) -> str:
     """What reads a folder of tar files or tables, or one with a list; empty for none of them."""
-    kinds = {"tar": "shards", "parquet": "parquet", "arrow": "hf", "npy": "arrays"}
-    for suffix, option in kinds.items():
-        if any(folder.glob(f"*.{suffix}")):
-            return f"type data={option} to read its {suffix} files"
+    kinds = {"*.tar": "shards", "*.parquet": "parquet", "*.arrow": "hf", "*.npy": "arrays"}
+    for pattern, option in {"pack.json": "shards", **kinds}.items():
+        if any(folder.glob(pattern)):
+            return f"type data={option} to read its {pattern.lstrip('*.')} files"
     if lists := sorted(folder.glob("*.csv")):
         return f"type data=csv {quoted(override('data.file', str(lists[0])))} to read a list"
     return ""
@@ -350,14 +380,12 @@ def _rows(tree: Tree, split: str, top: str) -> Iterator[ImageRow]:
     labels, folder = tree.folders(top), tree.root / top
     if not labels:
         what = "; ".join(["holds no class folders", *tree.remarks()])
-        examples = f"{folder / 'cats'} and {folder / 'dogs'}"
-        fix = f"sort the images into one folder per class, such as {examples}"
-        fix = _other_option(folder) or fix
-        raise DataError(folder, what, fix, 2)
+        fix = "sort the images into one folder per class, such as "
+        fix += f"{folder / 'cats'} and {folder / 'dogs'}"
+        raise DataError(folder, what, _other_option(folder) or _other_option(tree.root) or fix, 2)
     for label in labels:
         below = f"{top}/{label}" if top else label
-        names = tree.images(below)
-        if not names:
+        if not (names := tree.images(below)):
             raise _no_images(tree, below)
         yield from (ImageRow(name, label, split) for name in names)
 
@@ -367,5 +395,5 @@ def _no_images(tree: Tree, below: str) -> DataError:
     what = "; ".join(["holds no images", *tree.remarks(f"{below}/" if below else "")])
     fix = _other_option(folder) or "add images or remove the folder"
     if FOREIGN in what:
-        fix = f"convert them, as with: magick mogrify -format png '{folder}'/*"
+        fix = f"convert them, as with: magick mogrify -format png {quoted(str(folder))}/*"
     return DataError(folder, what, fix, 7)

@@ -13,20 +13,22 @@ from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.errors import DataError, plural
 from xfer.core.seeds import derive
 from xfer.core.text_columns import Picked, Texts
+from xfer.core.types import Dataset, Plain
 from xfer.data.image_rows import ImageRows, code_of
 from xfer.data.options import ImageRow, Loading
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from xfer.core.protocols import Data
-    from xfer.core.types import Dataset, Plain
 
     Labels = npt.NDArray[np.int64]
+
+BY_FOLDER = "FOLDER"
+"""What ``data.group`` says where the folders of images are their groups."""
 
 
 def into_folds(rows: ImageRows, how: Loading, where: object, several: bool = False) -> ImageRows:

@@ -7,6 +7,7 @@ that decode.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -16,6 +17,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 from annotated_types import MaxLen, MinLen
 
 from xfer.core.errors import DataError, printable
+from xfer.core.log import hush_hub_client, log
 from xfer.core.types import Dataset
 from xfer.data.arrow_columns import (
     Columns,
@@ -72,10 +74,11 @@ class HuggingFace(Loading):
     def _where(self) -> Path:
         return place(self.root) if self.root else Path(str(self.name))
 
-    def listed(self, several: bool = False) -> Listing:
-        """All images, before they are divided. Raises DataError naming folder or name."""
+    def listed(self, several: bool | None = False) -> Listing:
+        """All images, before they are divided, without labels and splits where ``several`` is
+        ``None``. Raises DataError naming folder or name."""
         require("datasets", "hf")
-        parts, remarks = self._parts()
+        parts, remarks = self._parts(several is not None)
         cells: list[TableRow] = []
         expected: Columns | None = None
         for key, (split, table) in parts.items():
@@ -90,26 +93,29 @@ class HuggingFace(Loading):
         remarks += unread_split(expected.names if expected else (), self.columns)
         return listing._replace(remarks=[*remarks, *listing.remarks])
 
-    def _parts(self) -> tuple[dict[str, tuple[str, Any]], list[str]]:
-        """The parts by their names, each with what split that is here; and remarks."""
-        loaded = self._loaded()
+    def _parts(self, divided: bool) -> tuple[dict[str, tuple[str, Any]], list[str]]:
+        """The parts by their names, each with what split that is here; and remarks. All of them,
+        of no split, where they are not ``divided``."""
+        loaded, remarks = self._loaded()
         if not isinstance(loaded, dict):
-            return {"data": ("", loaded)}, []
+            return {"data": ("", loaded)}, remarks
+        if not divided:
+            return {key: ("", part) for key, part in loaded.items()}, remarks
         known = {
             key: (SYNONYMS[key.lower()], part)
             for key, part in loaded.items()
             if key.lower() in SYNONYMS
         }
         if not known and len(loaded) == 1:
-            return {key: ("", part) for key, part in loaded.items()}, []
+            return {key: ("", part) for key, part in loaded.items()}, remarks
         if not known or len({split for split, _ in known.values()}) < len(known):
             what = f"its parts are {', '.join(map(repr, loaded))}"
             raise DataError(self._where(), what, "call them train, val and test", 39)
         others = [key for key in loaded if key not in known]
-        return known, [f"left out (no name of a split): '{key}'" for key in others]
+        return known, remarks + [f"left out (no name of a split): '{key}'" for key in others]
 
-    def _loaded(self) -> Any:
-        """What the library opens: a data set, or several by their names."""
+    def _loaded(self) -> tuple[Any, list[str]]:
+        """What the library opens, a data set or several by their names; and remarks."""
         import datasets
 
         if (self.root is None) == (self.name is None):
@@ -117,27 +123,105 @@ class HuggingFace(Loading):
             fix = "type data.root=DIR for what save_to_disk wrote, or data.name=NAME"
             raise DataError("data.root", what, fix, 36)
         if self.root is None:
-            try:
-                return datasets.load_dataset(self.name, self.config, revision=self.revision)
-            except Exception as error:  # the library raises what its own libraries raise
-                fix = (
-                    "check the name, or save_to_disk it where there is a network, for data.root=DIR"
-                )
-                raise _not_opened(str(self.name), error, fix) from error
+            return self._named(str(self.name))
         root = place(self.root)
         if not any((root / name).is_file() for name in _SAVED):
             what = "holds no data set that save_to_disk wrote"
             fix = "give such a folder, or type data=folder or data=parquet for other files"
             raise DataError(root, what, fix, 36)
         try:
-            return datasets.load_from_disk(str(root))
+            return datasets.load_from_disk(str(root)), []
         except Exception as error:
             raise _not_opened(root, error, "write it again with save_to_disk") from error
 
+    def _named(self, name: str) -> tuple[Any, list[str]]:
+        """What ``load_dataset`` opens by ``name``, at one commit where it is of a hub.
 
-def _not_opened(where: object, error: Exception, fix: str) -> DataError:
-    reason = printable(" ".join(str(error).split()))[:200] or type(error).__name__
-    return DataError(where, f"cannot be opened by datasets ({reason})", fix, 36)
+        Where the hub refuses or does not answer, the library takes what its cache has, of whatever
+        commit: the hub is asked here first, and what was taken is held against the answer. A commit
+        that is in the cache is taken without a request.
+        """
+        import datasets
+
+        hush_hub_client()
+        local, commit, why = Path(name).exists(), None, ""
+        if not local:
+            if (cached := _cached(name, self.config, self.revision)) is not None:
+                return cached, []
+            commit, why = _asked(name, self.revision)
+        wanted, offline = commit or self.revision, datasets.config.HF_HUB_OFFLINE
+        try:
+            # The library would ask six times more.
+            datasets.config.HF_HUB_OFFLINE = offline or bool(why)
+            loaded = datasets.load_dataset(name, self.config, revision=wanted)
+        except Exception as error:  # the library raises what its own libraries raise
+            fix = "check the name, or save_to_disk it where there is a network, for data.root=DIR"
+            raise _not_opened(name, f"{why}; {error}" if why else error, fix) from error
+        finally:
+            datasets.config.HF_HUB_OFFLINE = offline
+        if local:
+            return loaded, []
+        parts = loaded.values() if isinstance(loaded, dict) else [loaded]
+        files = [file["filename"] for part in parts for file in part.cache_files]
+        if not files:
+            what = "is held in memory by datasets, which does not say of what commit"
+            raise DataError(name, what, "unset HF_DATASETS_IN_MEMORY_MAX_SIZE", 36)
+        taken = Path(files[0]).parent.name
+        if wanted and taken != wanted:
+            refused = f"the hub does not answer ({why})" if why else "the hub does not give it"
+            what = f"the cache has commit {taken}, not '{wanted}', and {refused}"
+            raise DataError(name, what, f"connect and log in, or type data.revision={taken}", 36)
+        if why:
+            said = "the hub does not answer (%s): %s is taken from the cache as of commit %s"
+            log.warning(said, why, name, taken)
+        again = f"{name} is as of commit {taken}: data.revision={taken} takes it again"
+        return loaded, [again] * (taken != self.revision)
+
+
+def _cached(name: str, config: str | None, commit: str | None) -> Any:
+    """What the library's cache has of a commit; ``None`` for nothing, or where none is given."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    if not re.fullmatch("[0-9a-f]{40}", commit or ""):
+        return None
+    last = name.rpartition("/")[2]
+    try:
+        kept = Cache(repo_id=name, dataset_name=last, config_name=config, hash=commit)
+        return kept.as_dataset()
+    except Exception:  # nothing of it there, or not whole: it is fetched
+        return None
+
+
+def _asked(name: str, revision: str | None) -> tuple[str | None, str]:
+    """The commit that ``revision`` is on the hub, or why nobody says. Raises DataError where the
+    hub refuses."""
+    import datasets
+    from huggingface_hub import HfApi, errors
+
+    if datasets.config.HF_HUB_OFFLINE:
+        return None, "offline mode is on"
+    try:
+        return HfApi().dataset_info(name, revision=revision).sha, ""
+    except errors.RevisionNotFoundError as error:
+        what = f"there is no revision '{revision}'"
+        raise DataError(name, what, "give another data.revision", 36) from error
+    except Exception as error:  # of the hub, or of the network
+        status = getattr(getattr(error, "response", None), "status_code", 500)
+        if status in (401, 403, 404):
+            what = f"there is no such data set, or not for you (HTTP {status})"
+            fix = "check the name, or set HF_TOKEN to a token that may read it"
+            raise DataError(name, what, fix, 36) from error
+        return None, _in_a_line(error)[:100]
+
+
+def _not_opened(where: object, error: object, fix: str) -> DataError:
+    return DataError(where, f"cannot be opened by datasets ({_in_a_line(error)[:200]})", fix, 36)
+
+
+def _in_a_line(error: object) -> str:
+    """What went wrong, without the queries of addresses, which may be signed."""
+    said = re.sub(r"[?][^\s']*", "", " ".join(str(error).split()))
+    return printable(said) or type(error).__name__
 
 
 def _cells(key: str, table: Any, columns: Columns, split: str) -> Iterator[TableRow]:
@@ -150,7 +234,7 @@ def _cells(key: str, table: Any, columns: Columns, split: str) -> Iterator[Table
         raise DataError(files[0].parent, what, "write it again with save_to_disk", 37) from error
     _compare(key, table, columns, rows)
     values = [row.label for row in rows]
-    words = lists_in if columns.kinds[1] == "list" else labels_in
+    words = lists_in if columns.kinds[1:2] == ("list",) else labels_in
     labels = words(values, columns.classes, columns.label, f"{key} of data")
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
         where = None if isinstance(row.place, NullCell) and row.path else row.place
@@ -225,13 +309,14 @@ def _compare(key: str, table: Any, columns: Columns, rows: Sequence[_ArrowRow]) 
     same = len(rows) == len(table)
     for at in sorted({0, len(rows) // 2, len(rows) - 1}) if same and rows else ():
         cell = table.with_format("arrow")[at : at + 1]
-        image, label = (cell.column(n)[0].as_py() for n in (columns.image, columns.label))
+        image = cell.column(columns.image)[0].as_py()
         data = image["bytes"] if isinstance(image, dict) else image
         if isinstance(data, bytes):
             same &= (
                 not isinstance(rows[at].place, NullCell) and read_file(rows[at].place)[0] == data
             )
-        same &= rows[at].label == label
+        if columns.label:
+            same &= rows[at].label == cell.column(columns.label)[0].as_py()
     if not same:
         what = f"the files of '{key}' have other rows than the data set, or in another order"
         raise DataError(key, what, "save_to_disk it, and give that folder to data.root", 37)

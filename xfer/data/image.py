@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image as PIL
 from PIL import ImageOps, UnidentifiedImageError
@@ -29,7 +30,12 @@ SUFFIXES = frozenset(f".{name}" for name in _NAMED.split())
 # Not every format that PIL knows: its EPS plugin starts Ghostscript, whatever the file is called.
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF")
 MAX_PIXELS = 64_000_000
+_TOO_LARGE = f"more than {MAX_PIXELS:,} in all"
+_POINTER = "it is a git-LFS pointer, not the file itself"
 _ORIENTATION = 0x0112  # EXIF's tag
+# They name no file. What matters of it is said by name: that one is broken, larger than MAX_PIXELS,
+# or damaged before it says how it is turned (`turned_unknown`).
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 Size = tuple[int, int]
 Scanned = tuple[int, str]
@@ -56,6 +62,11 @@ class Files:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+
+def are_files(images: Images) -> bool:
+    """Whether a CSV file can name the images: each is a file of its own."""
+    return isinstance(images, Files) and all(isinstance(path, Path) for path in images.paths)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +126,8 @@ def open_image(data: bytes, shape: Shape | None = None) -> Image:
     if shape is not None:
         height, width, channels = shape
         return PIL.frombytes("L" if channels == 1 else "RGB", (width, height), data)
+    if data.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise ValueError(_POINTER)
     return PIL.open(io.BytesIO(data), formats=_FORMATS)
 
 
@@ -127,7 +140,7 @@ def decode_bytes(data: bytes) -> Image:
 def refuse_huge(image: Image) -> None:
     """Raise ValueError for an image of more than MAX_PIXELS."""
     if image.width * image.height > MAX_PIXELS:
-        raise ValueError(f"{image.width} x {image.height} pixels; more than {MAX_PIXELS}")
+        raise ValueError(f"{image.width} x {image.height} pixels, {_TOO_LARGE}")
 
 
 def to_rgb(image: Image) -> Image:
@@ -164,16 +177,31 @@ def _upright(image: Image) -> Image:
     return image.copy() if image.mode == "RGB" else image.convert("RGB")
 
 
+def turned_unknown(image: Image) -> bool:
+    """Whether the EXIF block of ``image`` ends in its table, before it says how it is turned."""
+    block = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    if not block or _ORIENTATION in image.getexif():
+        return False
+    order: Literal["little", "big"] = "little" if block[:2] == b"II" else "big"
+    table = int.from_bytes(block[4:8], order)
+    rows = int.from_bytes(block[table : table + 2], order)
+    return len(block) < table + 2 + 12 * rows
+
+
 def reason_of(error: Exception) -> str:
     """What is wrong with an image, for people, where decoding it raised ``error``."""
     if isinstance(error, UnidentifiedImageError):
         return "it is not an image"
+    if isinstance(error, PIL.DecompressionBombError):  # before its size is known
+        return f"its pixels are {_TOO_LARGE}"
+    if str(error).startswith("decoder error"):
+        return "its pixels cannot be decoded"  # by libtiff, which gives a number alone
     return getattr(error, "strerror", None) or printable(error) or type(error).__name__
 
 
 def broken_image(path: ImagePlace, reason: str, more: int = 0) -> DataError:
     """The error that names a broken image, and how many ``more`` there are."""
-    fix = "remove or replace the file"
+    fix = "run git lfs pull" if reason == _POINTER else "remove or replace the file"
     if isinstance(path, TarMember):
         fix = "write the shard again without it, or type data.on_bad=skip"
     elif not isinstance(path, Path):

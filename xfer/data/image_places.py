@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tarfile import BLOCKSIZE
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.text_columns import Entries, Picked
 from xfer.data.image_bytes import ImagePlace, TarMember
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,17 +9,15 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TypeVar, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.text_columns import Picked, Texts
 from xfer.data.options import SPLITS, ImageRow
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Positions = npt.NDArray[np.integer]
+Positions = npt.NDArray[np.integer]
 
 T = TypeVar("T")
 _SPLITS = ("", *SPLITS)
@@ -72,15 +70,11 @@ class ImageRows(Sequence[ImageRow]):
             return self.take(np.arange(len(self))[index])
         label, split = self.kinds[self.labels[index]], _SPLITS[self.splits[index]]
         group = self.groups[index] if self.groups else ""
-        return ImageRow(self.names[index], label, split, group, self._folds(index))
+        folds = () if self.folds is None else tuple(self.folds[index].tolist())
+        return ImageRow(self.names[index], label, split, group, () if _NO_FOLD in folds else folds)
 
     def __iter__(self) -> Iterator[ImageRow]:
         return (self[i] for i in range(len(self)))
-
-    def _folds(self, index: int) -> tuple[int, ...]:
-        if self.folds is None or self.folds[index, 0] == _NO_FOLD:
-            return ()
-        return tuple(self.folds[index].tolist())
 
     @property
     def given(self) -> set[str]:

@@ -66,19 +66,23 @@ def labels_in(listing: Listing) -> list[Labelled]:
 
 
 def listing_of(
-    cells: Sequence[TableRow], where: Path, base: Path, grouped: str | None, several: bool = False
+    cells: Sequence[TableRow],
+    where: Path,
+    base: Path,
+    grouped: str | None,
+    several: bool | None = False,
 ) -> Listing:
     """The images in the rows of a table. Paths start at ``base``; errors name ``where``.
 
     An image is called by its path, where every row has one of its own and none leads out of
     ``base``; else by its file and row. Raises DataError for rows without a label, unless all of
-    ``test`` are without or an image may have ``several``, for splits that are none, and for empty
-    groups.
+    ``test`` are without, an image may have ``several`` or nobody asks (``None``), for splits that
+    are none, and for empty groups.
     """
     if not cells:
         raise DataError(where, "lists no image", "give a table with a row for every image", 91)
     cells = [cell._replace(split=split_named(cell.split, cell.name, where)) for cell in cells]
-    cells, remarks = (cells, []) if several else _with_labels(cells, where)
+    cells, remarks = _with_labels(cells, where) if several is False else (cells, [])
     if grouped and (empty := next((cell for cell in cells if not cell.group), None)):
         what = f"the column '{grouped}' is empty in {empty.name}, and it names the image's group"
         fix = "fill it in; give an image that belongs to no other a name that no other has"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.errors import DataError
 from xfer.core.text_columns import Entries, Picked
@@ -15,11 +16,8 @@ from xfer.data.image_hash import MOST, alike
 from xfer.data.image_rows import ImageRows
 from xfer.data.options import Loading
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Digests = npt.NDArray[np.uint8]
-    Mask = npt.NDArray[np.bool_]
+Digests = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
 
 _SHOWN = 5
 _PARTS = 64  # of all digests, by their first byte: so many are compared after each other
@@ -114,13 +112,12 @@ def _near(
     none = NO_LEAKS.pairs
     if not looks:
         return none, []
-    if (pairs := int(inside.sum()) * int(outside.sum())) > MOST:
-        return none, [f"images that look alike were not searched for: {pairs} pairs are too many"]
+    if (count := int(inside.sum()) * int(outside.sum())) > MOST:
+        return none, [f"images that look alike were not searched for: {count} pairs are too many"]
     train, held = np.flatnonzero(inside), np.flatnonzero(outside)
-    near = [
-        (held[i], train[j]) for i, j in alike(list(Picked(looks, held)), list(Picked(looks, train)))
-    ]
-    leaks = Leaks(rows.names, np.array(near, np.int32).reshape(-1, 2), 0)
+    near = alike(Picked(looks, held), Picked(looks, train))
+    pairs = np.column_stack([held[near[:, 0]], train[near[:, 1]]]).astype(np.int32)
+    leaks = Leaks(rows.names, pairs, 0)
     shown = first_few(f"'{leak.held}' is '{leak.twin}'" for leak in leaks)
     what = "pairs of a held-out and a training image that look alike"
     return leaks.pairs, [f"{what}: {len(leaks)} ({shown})"] if leaks else []
@@ -134,9 +131,9 @@ def _torn_apart(rows: ImageRows, looks: Sequence[str], inside: Mask) -> list[str
     train = np.flatnonzero(inside)
     if (pairs := len(train) ** 2) > MOST:
         return [f"folds: images that look alike were not searched for: {pairs} pairs are too many"]
-    seen, folds = list(Picked(looks, train)), rows.folds[train, 0]
-    apart = [(i, j) for i, j in alike(seen, seen) if i < j and folds[i] != folds[j]]
-    if not apart:
+    seen, folds = Picked(looks, train), rows.folds[train, 0]
+    apart = alike(seen, seen, lambda i, j: (i < j) & (folds[i] != folds[j]))
+    if not len(apart):
         return []
     names = Picked(rows.names, train)
     shown = first_few(f"'{names[i]}' and '{names[j]}'" for i, j in apart)

@@ -7,6 +7,7 @@ of workers does not change what comes out.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,6 +20,7 @@ from xfer.core.seeds import derive
 from xfer.core.signals import ignore_in_worker
 from xfer.data.preprocess import named, prepare
 from xfer.data.sampler import ALL, EpochSampler, Key, RankShare
+from xfer.data.shared_memory import as_tensors, handed_over, has_locks
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -99,7 +101,18 @@ def eval_images(samples: Samples, spec: InputSpec, recipe: Recipe = prepare) -> 
 
 
 class Loader(DataLoader[Any]):
-    """A loader of torch that warns of nothing."""
+    """A loader of torch that warns of nothing, and does with what shared memory there is."""
+
+    def __init__(self, pictures: ImageDataset, collate: Any, workers: int, **options: Any) -> None:
+        if workers and has_locks():
+            collate = partial(handed_over, collate)
+            options |= {"num_workers": workers, "worker_init_fn": ignore_in_worker}
+        else:
+            options.pop("persistent_workers", None)
+        super().__init__(pictures, collate_fn=collate, **options)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        return map(as_tensors, super().__iter__())
 
     def check_worker_number_rationality(self) -> None:
         """Say nothing: that there are more workers than processors is a remark of the plan."""
@@ -116,12 +129,9 @@ class _Loader(Loader):
     ) -> None:
         self.keys = keys
         super().__init__(
-            pictures,
+            *(pictures, collate, workers),
             batch_sampler=keys,
-            collate_fn=collate,
-            num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=ignore_in_worker,
             pin_memory=pin,
         )
 
@@ -161,12 +171,12 @@ class TrainLoader(_Loader):
             yield batch if taught is None else (*batch, taught(next(keys)))
 
     def state_dict(self) -> dict[str, int]:
-        """Batches given in this epoch."""
-        return {"position": self.position}
+        """Batches given in this epoch, whole ones: as many for any number of ranks."""
+        return {"position": self.position // self.order.share.pieces}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after that many batches."""
-        self.position = state["position"]
+        self.position = state["position"] * self.order.share.pieces
 
 
 class EvalLoader(_Loader):

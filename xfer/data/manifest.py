@@ -1,26 +1,29 @@
-"""A CSV file that lists images, their classes and, if it likes, their splits."""
+"""A CSV file, or JSON list, of images, their classes and, if it likes, their splits."""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from io import TextIOWrapper
-from pathlib import Path, PurePath
+from itertools import chain, islice
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import MaxLen, MinLen
 
-from xfer.core.errors import DataError, LabelsError, closest, printable
+from xfer.config.verbs import quoted
+from xfer.core.errors import DataError, LabelsError, closest
 from xfer.core.files import open_to_read
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
-from xfer.data.folder import SYNONYMS
 from xfer.data.image import SUFFIXES
 from xfer.data.leakage import first_few
+from xfer.data.listed_image import located, row_of, suffix_lines
 from xfer.data.multilabel_rows import (
     HARD,
     Labelled,
@@ -29,10 +32,12 @@ from xfer.data.multilabel_rows import (
     in_cell,
     in_columns,
     in_json,
+    only_label,
+    paths_in_json,
     unread_sign,
 )
 from xfer.data.multilabel_split import ImageSource, labelled_dataset
-from xfer.data.options import SPLITS, ImageRow, Loading, place
+from xfer.data.options import ImageRow, Loading, place
 from xfer.data.split import divide, unread_split
 
 _HEADER = "let the first line be path,label or path,label,split"
@@ -42,7 +47,6 @@ _OF_A_LABEL = (351, 386, 387)  # the errors that name one which cannot be learne
 _KEYS = ("path", "label", "split")
 _DECIDED = (*_KEYS, "suggested", "decision")
 _DECISIONS = ("accept", "relabel", "drop")
-_ENDINGS = sorted({*SUFFIXES, *(suffix.upper() for suffix in SUFFIXES)})
 # What other tools call the columns, by what they are here.
 _ALIASES = {
     "path": ("file", "filename", "file_name", "filepath", "image", "image_path", "img", "url"),
@@ -66,12 +70,13 @@ class Manifest(Loading):
     groups: ClassVar[str] = "COLUMN"
 
     file: Annotated[str, MinLen(1)]
-    """a CSV file in UTF-8 with a header; or the ``audit.csv`` of a run, with what you decided"""
+    """a CSV file in UTF-8 with a header, the ``audit.csv`` of a run as decided, or a JSON list"""
     root: Annotated[str, MinLen(1)] | None = None
     """the folder that relative paths start at; ``null`` is the folder of the CSV file"""
-    columns: Annotated[tuple[str, ...], MinLen(2), MaxLen(3)] | None = None
+    columns: Annotated[tuple[str, ...], MinLen(1), MaxLen(3)] | None = None
     """the columns of the path, of the class and, if there is one, of the split, by their names
-    in the header; others are left out. ``null`` is ``path,label`` or ``path,label,split``"""
+    in the header; others are left out. ``null`` is ``path,label`` or ``path,label,split``. With
+    ``task=multilabel`` that of the path alone where each class has a column"""
     separator: Literal["comma", "semicolon", "tab", "pipe", ";", "|", "/", "+", ","] = "comma"
     """what is between the columns, by its name; with ``task=multilabel`` also the sign between
     the labels of an image, which is ``|`` unless one is given: the columns then have commas"""
@@ -94,7 +99,7 @@ class Manifest(Loading):
         commas = self.separator == "comma" or self.separator not in _SIGNS
         in_cells = commas and not columns and path.suffix.lower() != ".json"
         others = [sign for sign in _IN_CELLS if in_cells and sign != self.between_labels]
-        remarks += _suffix_lines((image.path, row.name) for row, image in listed)
+        remarks += suffix_lines((image.path, row.name) for row, image in listed)
         source = ImageSource(path, root, columns, [*remarks, *unread_sign(images, others)])
         try:
             return labelled_dataset(listed, self, source, training, known)
@@ -119,40 +124,70 @@ class Manifest(Loading):
 
 def class_list(path: Path, root: Path, how: Manifest) -> tuple[list[ImageRow], list[str]]:
     """As :func:`label_list`, of images that have one class each."""
+    if path.suffix.lower() == ".json":
+        images, _, _ = label_list(path, how)
+        found = [(located(one, root, bool(how.root)), one) for one in images]
+        rows = [row._replace(label=only_label(one)) for row, one in found]
+        return rows, suffix_lines((one.path, row.name) for row, one in found)
     lines = _lines(path, _SIGNS[how.separator])
     _, header = next(lines, (1, []))
-    keys = _keys(path, header, how)
+    first = list(islice(lines, 1))
+    keys = _keys(path, header, how, first[0][1] if first else [])
     grouped = header.index(how.group) if how.group else None
-    seen, twice = dict[str, int](), list[tuple[str, str]]()
-    rows, decided, given = [], Counter[str](), list[str]()
-    for line, cells in lines:
+    rows, decided = list[ImageRow](), Counter[str]()
+    listed, named = list[tuple[str, str]](), list[tuple[str, str]]()
+    for line, cells in chain(first, lines):
         where = f"{path}:{line}"
         facts = _facts(where, keys, cells)
         decision = _decision(where, facts, one=True)
-        row = _row(where, facts, root, bool(how.root)) if decision != "drop" else None
+        row = row_of(where, facts, root, bool(how.root)) if decision != "drop" else None
         if row and grouped is not None:
             if not cells[grouped]:
                 raise _no_group(where, str(how.group))
             row = row._replace(group=cells[grouped])
-        name = row.name if row else facts["path"]
-        if name in seen:
-            twice.append((where, f"'{name}' is listed in line {seen[name]} too"))
-        seen[name] = line
+        listed.append((where, row.name if row else facts["path"]))
         decided[decision] += 1
         if row:
             rows.append(row)
-            given.append(facts["path"])
-    _refuse_twice(path, twice)
-    if not rows:
-        raise DataError(path, "lists no image", "add a line for every image", 18)
+            named.append((facts["path"], row.name))
+    _refuse_none_or_twice(path, listed if rows else [])
     if "decision" not in keys:
-        named = zip(given, (row.name for row in rows), strict=True)
-        return rows, [*_suffix_lines(named), *unread_split(header, how.columns)]
+        return rows, [*suffix_lines(named), *unread_split(header, how.columns)]
     return rows, _of_decisions(path, decided)
 
 
-def _refuse_twice(path: Path, twice: Sequence[tuple[str, str]]) -> None:
-    """Raise DataError for images that are listed again: where, and what is said of each."""
+def unlabelled(path: Path) -> list[tuple[str, Path]]:
+    """What the images of a CSV file or JSON list are called and where they are, by ``path`` or the
+    column that other tools call otherwise, relative to its folder. Raises DataError for what cannot
+    be read, and an image that is listed again; whether its file is there is not asked."""
+    read = paths_in_json if path.suffix.lower() == ".json" else _paths_in_lines
+    listed = [(where, os.path.normpath(name)) for where, name in read(path)]
+    _refuse_none_or_twice(path, listed)
+    return [(name, path.parent / name) for _, name in listed]
+
+
+def _paths_in_lines(path: Path) -> Iterator[tuple[str, str]]:
+    _, header = next(lines := _lines(path, ","), (1, []))
+    theirs = [name for name in header if name.lower() in _ALIASES["path"]]
+    columns = [name for name in header if name == "path"] or theirs
+    if len(columns) != 1:
+        what = f"there is no single column of paths among {', '.join(header[:8]) or 'none'}"
+        raise DataError(f"{path}:1", what, "call it 'path', with commas between the columns", 26)
+    for line, cells in lines:
+        yield (where := f"{path}:{line}"), _facts(where, header, cells)[columns[0]]
+
+
+def _refuse_none_or_twice(path: Path, listed: Iterable[tuple[str, str]]) -> None:
+    """Raise DataError where no image is listed, and for those that are listed again; of each where
+    it is, and what it is."""
+    seen, twice = dict[str, str](), list[tuple[str, str]]()
+    for where, name in listed:
+        if name in seen:
+            before = seen[name].replace(f"{path}:", "line ")
+            twice.append((where, f"'{name}' is listed in {before} too"))
+        seen[name] = where
+    if not seen:
+        raise DataError(path, "lists no image", "add a line for every image", 18)
     if twice:
         (where, what), *more = twice
         lines = first_few(there.removeprefix(str(path)).strip(":[]") for there, _ in more)
@@ -161,8 +196,7 @@ def _refuse_twice(path: Path, twice: Sequence[tuple[str, str]]) -> None:
 
 
 def _of_decisions(path: Path, decided: Counter[str]) -> list[str]:
-    counts = ", ".join(f"{decided[word]} {word}" for word in _DECISIONS)
-    return [f"decisions in {path.name}: {counts}"]
+    return [f"decisions in {path.name}: {', '.join(f'{decided[w]} {w}' for w in _DECISIONS)}"]
 
 
 def _no_group(where: str, column: str) -> DataError:
@@ -180,33 +214,42 @@ def _lines(path: Path, sign: str) -> Iterator[tuple[int, list[str]]]:
                 if any(cells):
                     yield reader.line_num, [cell.strip() for cell in cells]
     except FileNotFoundError as error:
-        names = [entry.name for entry in path.parent.glob("*.csv")]
-        near = difflib.get_close_matches(path.name, names, 1)
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.csv")], 1)
         fix = f"did you mean {path.parent / near[0]}?" if near else "give the path of a CSV file"
         raise DataError(path, "there is no such file", fix, 11) from error
     except OSError as error:
         what = f"cannot be read ({error.strerror})"
         raise DataError(path, what, "give a CSV file", 11) from error
     except (UnicodeDecodeError, csv.Error) as error:
-        what = f"is not a CSV file in UTF-8 ({error})"
-        raise DataError(path, what, "save it as CSV, UTF-8", 12) from error
+        what, fix = f"is not a CSV file in UTF-8 ({error})", "save it as CSV, UTF-8"
+        if isinstance(error, UnicodeDecodeError):
+            theirs = "UTF-16" if error.object[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "CP1252"
+            files = f"{quoted(str(path))} > {quoted(str(path.with_suffix('.utf8.csv')))}"
+            fix += f"; if it is in {theirs}, type iconv -f {theirs} -t UTF-8 {files}"
+        raise DataError(path, what, fix, 12) from error
 
 
-def _keys(path: Path, header: list[str], how: Manifest) -> list[str]:
-    """What each column is: path, label, split, or nothing that is read."""
+def _keys(path: Path, header: list[str], how: Manifest, first: list[str]) -> list[str]:
+    """What each column is: path, label, split, or nothing that is read. The ``first`` line after
+    the header tells whether each class has a column."""
     where = f"{path}:1"
     _refuse_one_column(where, header)
     _refuse_no_group(where, header, how.group)
+    typed = _typed(header)
+    if sum(cell in ("0", "1") for cell in first) > 1:
+        typed = f"{_a_column_a_class(header)} and task=multilabel; else {typed}"
     decided = how.columns is None and "decision" in header
     if how.columns is None and not decided:
-        _refuse_unknown(where, header, how.group)
+        _refuse_unknown(where, header, how.group, typed)
     expected = _DECIDED if decided else _KEYS
     needed = (*_KEYS[:2], *expected[3:])
     names = how.columns or [key for key in expected if key in header or key in needed]
     for name in names:
         if header.count(name) != 1:
             what = f"there is no single column '{name}' among {', '.join(header[:8]) or 'none'}"
-            raise DataError(where, what, _typed(header), 13)
+            raise DataError(where, what, typed, 13)
+    if len(names) == 1:
+        raise DataError(where, f"'{names[0]}' is one column, and no class", typed, 13)
     known = dict(zip(names, names if decided else _KEYS, strict=False))
     return [known.get(name, "") for name in header]
 
@@ -226,14 +269,14 @@ def _refuse_one_column(where: str, header: list[str]) -> None:
             raise DataError(where, what, f"type data.separator={name}", 75)
 
 
-def _refuse_unknown(where: str, header: list[str], group: str | None) -> None:
+def _refuse_unknown(where: str, header: list[str], group: str | None, typed: str) -> None:
     unknown = [name for name in header if name not in (*_KEYS, group)]
     if unknown:
         free = [key for key in _KEYS if key not in header]
         hint = closest(unknown[0], free) if free else ""
         typo = hint.startswith("did you mean")
         what = f"unknown column '{unknown[0]}'" + (f" ({hint})" if typo else "")
-        fix = _HEADER if typo else _typed(header)
+        fix = _HEADER if typo else typed
         if group is None and set(_KEYS[:2]) <= set(header):
             fix += f"; {as_group(unknown[0])}"
         raise DataError(where, what, fix, 13)
@@ -247,10 +290,21 @@ def _typed(header: list[str]) -> str:
     rest = [name for name in header[start:] + header[:start] if name and name not in likely]
     names = [name or (rest.pop(0) if rest else "") for name in likely[:2]] + likely[2:]
     twice = any(name and header.count(name) > 1 for name in names)
-    if twice or not all(names[:2]) or any(set(name) & HARD for name in names):
+    values = any(Path(name).suffix.lower() in SUFFIXES for name in header)
+    if twice or values or not all(names[:2]) or any(set(name) & HARD for name in names):
         return _HEADER  # a line of values, or names that are hard to type
-    columns = f"data.columns=[{','.join(name for name in names if name)}]"
-    return f"type {columns}" if " " not in columns else f"type '{columns}'"
+    columns = quoted(f"data.columns=[{','.join(name for name in names if name)}]")
+    return f"type {columns}" + (", or those that you mean" if "" in likely[:2] else "")
+
+
+def _a_column_a_class(header: list[str]) -> str:
+    """What to do with a ``header`` of one column a class beside the images'."""
+    named = [name for name in header if name.lower() in ("path", *_ALIASES["path"])]
+    (name,) = (named or header or [""])[:1]
+    hard = not name or header.count(name) > 1 or set(name) & HARD
+    typed = f"type {quoted(f'data.columns=[{name}]')}"
+    fix = "call the one of the paths 'path'" if hard else typed
+    return f"if each class has a column, with 1 and 0 in it, {fix}"
 
 
 def _facts(where: str, keys: list[str], cells: list[str]) -> dict[str, str]:
@@ -276,49 +330,9 @@ def _decision(where: str, facts: dict[str, str], one: bool) -> str:
     return decision
 
 
-def _row(where: str, facts: dict[str, str], root: Path, asked: bool) -> ImageRow:
-    """An image below ``root``, which was ``asked`` for or is the folder of the CSV file."""
-    for name in ("path", "label"):
-        if not facts[name]:
-            raise DataError(where, f"the {name} is empty", "fill it in or remove the line", 14)
-    split = facts.get("split", "")
-    if "split" in facts and split.lower() not in SYNONYMS:
-        raise DataError(where, f"unknown split '{split}'", closest(split, SPLITS), 15)
-    path = Path(os.path.normpath(root / facts["path"]))
-    if not _is_there(path):
-        found = [full for end in _ENDINGS if _is_there(full := path.with_name(path.name + end))]
-        if len(found) != 1:
-            fix = "paths start at the CSV's folder; type data.root=DIR for another"
-            fix = f"paths start at {root}" if asked else fix
-            if found:
-                fix = f"write the suffix too: there are {found[0].name} and {found[1].name}"
-            raise DataError(where, f"there is no file '{path}'", fix, 17)
-        path = found[0]
-    # The path below the folder if it is there, else as it is, so that every file has one name.
-    path = path.relative_to(root) if path.is_relative_to(root) else path
-    return ImageRow(path.as_posix(), facts["label"], SYNONYMS.get(split.lower(), ""))
-
-
-def _is_there(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:  # a name too long, a folder that may not be entered
-        return False
-
-
-def _suffix_lines(images: Iterable[tuple[str, str]]) -> list[str]:
-    """A line on images whose names have a suffix that their paths in the list lack."""
-    without = [name for path, name in images if PurePath(name).name != PurePath(path).name]
-    if not without:
-        return []
-    what = "paths without a suffix are those of the files that have one"
-    return [printable(f"{what}: {len(without)}, such as '{without[0]}'")]
-
-
 def label_list(path: Path, how: Manifest) -> tuple[list[Labelled], list[str], list[str]]:
-    """The images that ``path`` lists with their labels, the classes that are columns of it, and
-    what was decided about the images where it says so.
-    Raises DataError for a line that cannot be read, and a path that is there twice."""
+    """The images that ``path`` lists with their labels, its columns that are classes, and what it
+    says was decided. Raises DataError for what cannot be read, and a path that is there twice."""
     columns, remarks = list[str](), list[str]()
     if path.suffix.lower() == ".json":
         images = [one if how.group else replace(one, group="") for one in in_json(path)]
@@ -329,14 +343,7 @@ def label_list(path: Path, how: Manifest) -> tuple[list[Labelled], list[str], li
         images, columns, remarks = _in_lines(path, how)
     if how.group and (without := next((one for one in images if not one.group), None)):
         raise _no_group(without.where, how.group)
-    seen, twice = dict[str, str](), list[tuple[str, str]]()
-    for image in images:
-        if image.path in seen:
-            twice.append((image.where, f"'{image.path}' is listed in {seen[image.path]} too"))
-        seen[image.path] = image.where
-    _refuse_twice(path, twice)
-    if not images:
-        raise DataError(path, "lists no image", "add a line for every image", 18)
+    _refuse_none_or_twice(path, ((image.where, image.path) for image in images))
     return images, columns, remarks
 
 
@@ -355,7 +362,7 @@ def _in_lines(path: Path, how: Manifest) -> tuple[list[Labelled], list[str], lis
         decision = _decision(where, facts, one=False) if judged else "accept"
         decided[decision] += 1
         if decision != "drop":
-            image = _labelled(where, facts, how)
+            image = _labelled(where, facts, how, columns)
             images.append(image if at is None else replace(image, group=cells[at]))
     return images, columns, _of_decisions(path, decided) if judged else []
 
@@ -363,15 +370,16 @@ def _in_lines(path: Path, how: Manifest) -> tuple[list[Labelled], list[str], lis
 def _label_keys(path: Path, header: list[str], how: Manifest) -> tuple[list[str], list[str]]:
     """What each column is, and those that are classes: all but path and split of a header without
     label."""
-    if how.columns is not None or "label" in header:
-        return _keys(path, header, how), []
+    if len(how.columns or ()) > 1 or (how.columns is None and "label" in header):
+        return _keys(path, header, how, []), []
     where = f"{path}:1"
     _refuse_one_column(where, header)
-    if header.count("path") != 1:
-        fix = "if each class has a column, with 1 and 0 in it, call the one of the paths 'path'"
-        fix = f"{fix}; if one column lists the labels, {_typed(header)}"
-        raise DataError(where, "there is no single column 'path'", fix, 13)
+    (named,) = how.columns or ("path",)
+    if header.count(named) != 1:
+        fix = f"{_a_column_a_class(header)}; if one column lists the labels, {_typed(header)}"
+        raise DataError(where, f"there is no single column '{named}'", fix, 13)
     _refuse_no_group(where, header, how.group)
+    header = ["path" if name == named else name for name in header]
     classes = [name for name in header if name not in ("path", "split", how.group)]
     odd = [name for i, name in enumerate(classes) if not name or name in classes[:i]]
     if odd or len(header) != len(classes) + 1 + ("split" in header) + bool(how.group):
@@ -380,20 +388,12 @@ def _label_keys(path: Path, header: list[str], how: Manifest) -> tuple[list[str]
     return header, classes
 
 
-def _labelled(where: str, facts: dict[str, str], how: Manifest) -> Labelled:
-    """A line as an image with labels."""
+def _labelled(where: str, facts: dict[str, str], how: Manifest, columns: list[str]) -> Labelled:
+    """A line as an image with labels, those of the ``columns`` if there are some."""
     path, split = facts["path"], facts.get("split", "")
     if not path:
         raise DataError(where, "the path is empty", "fill it in or remove the line", 14)
-    if "label" in facts:
+    if not columns and "label" in facts:
         return in_cell(where, path, split, facts["label"], how.between_labels)
     names = [(name, facts[name]) for name in facts if name not in ("path", "split", how.group)]
     return in_columns(where, path, split, names, grouped=how.group is not None)
-
-
-def located(image: Labelled, root: Path, asked: bool) -> ImageRow:
-    """The row of an image below ``root``; its labels come later."""
-    facts = {"path": image.path, "label": "-"}
-    if image.split:
-        facts["split"] = image.split
-    return _row(image.where, facts, root, asked)._replace(group=image.group)

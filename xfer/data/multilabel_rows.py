@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
@@ -19,9 +20,6 @@ from xfer.core.errors import DataError, closest
 from xfer.core.files import parsed, read_text
 from xfer.core.read_back import checked
 from xfer.core.types import class_name
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 _OTHERS = "the image has not been looked at for them"
 _CELLS = {"0": 0, "1": 1, "": -1}
@@ -173,9 +171,12 @@ def _refuse_twice(where: str, names: Sequence[str]) -> None:
         raise DataError(where, what, "name each label once, with '?' in front or without", 89)
 
 
-@with_config(ConfigDict(extra="forbid"))
-class _Entry(TypedDict):
+class _Named(TypedDict):
     path: Annotated[str, Field(min_length=1)]
+
+
+@with_config(ConfigDict(extra="forbid"))
+class _Entry(_Named):
     labels: list[Annotated[str, Field(min_length=1)]]
     unknown: NotRequired[list[Annotated[str, Field(min_length=1)]]]
     split: NotRequired[str]
@@ -189,6 +190,23 @@ def in_json(path: Path) -> Iterator[Labelled]:
     Raises DataError for anything else.
     """
     fix = 'give a list of {"path": FILE, "labels": [NAMES]}, with "unknown" and "split" if you like'
+    for where, entry in _entries(path, _Entry, "with labels", fix):
+        has, unknown = (
+            tuple(class_name(name) for name in entry.get(key, ())) for key in ("labels", "unknown")
+        )
+        _refuse_twice(where, (*has, *unknown))
+        split, group = entry.get("split", ""), entry.get("group", "")
+        yield Labelled(where, entry["path"], split, has, unknown, group=group)
+
+
+def paths_in_json(path: Path) -> Iterator[tuple[str, str]]:
+    """Of each entry of a JSON list where it is, and its ``path``, whatever else it says. Raises as
+    :func:`in_json`."""
+    for where, entry in _entries(path, _Named, "with a path", 'give a list of {"path": FILE}'):
+        yield where, entry["path"]
+
+
+def _entries(path: Path, kind: type, said: str, fix: str) -> Iterator[tuple[str, Any]]:
     try:
         entries: Any = parsed(read_text(path))
     except FileNotFoundError as error:
@@ -202,15 +220,18 @@ def in_json(path: Path) -> Iterator[Labelled]:
     for i, entry in enumerate(entries):
         where = f"{path}[{i}]"
         try:
-            checked(_Entry, entry)
+            checked(kind, entry)
         except ValueError as error:
-            raise DataError(where, f"is no image with labels ({error})", fix, 89) from error
-        has, unknown = (
-            tuple(class_name(name) for name in entry.get(key, ())) for key in ("labels", "unknown")
-        )
-        _refuse_twice(where, (*has, *unknown))
-        split, group = entry.get("split", ""), entry.get("group", "")
-        yield Labelled(where, entry["path"], split, has, unknown, group=group)
+            raise DataError(where, f"is no image {said} ({error})", fix, 89) from error
+        yield where, entry
+
+
+def only_label(image: Labelled) -> str:
+    """The class of an image that has one. Raises DataError where it has several labels or none."""
+    if len(image.has) != 1 or image.unknown:
+        what = "has several labels, an unknown one or none, and task=single asks for one"
+        raise DataError(image.where, what, "type task=multilabel", 89)
+    return image.has[0]
 
 
 def classes_of(

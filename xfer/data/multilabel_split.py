@@ -74,27 +74,15 @@ def labelled_dataset(
     given = (source.root, how, source.remarks, source.places)
     dataset = of_files(divided, *given, several=True)
     if how.on_bad == "skip" and training:
-        _refuse_lost(divided, dataset, values, classes, source.where)
+        train = divided.take(np.flatnonzero(divided.in_split("train")))
+        table = np.array([values[kind] for kind in train.kinds], np.int64)
+        sound = set(dataset.splits["train"].names)
+        left = np.flatnonzero([name in sound for name in train.names])
+        if lost := lost_labels(table[train.labels], left):
+            skipped = next(line for line in dataset.remarks if line.startswith("skipped "))
+            lead = f"the class '{classes[min(lost)]}' cannot be learned from what is left"
+            raise DataError(source.where, f"{lead}: {skipped}", "replace the broken files", 19)
     return with_labels(dataset, values, classes, source.where)
-
-
-def _refuse_lost(
-    rows: ImageRows,
-    dataset: Dataset,
-    values: Mapping[str, tuple[int, ...]],
-    classes: Sequence[str],
-    where: object,
-) -> None:
-    """Raise DataError for a class that no sound image of train has, or lacks, though one of
-    ``rows`` does."""
-    train = rows.take(np.flatnonzero(rows.in_split("train")))
-    table = np.array([values[kind] for kind in train.kinds], np.int64)
-    sound = set(dataset.splits["train"].names)
-    left = np.flatnonzero([name in sound for name in train.names])
-    if lost := lost_labels(table[train.labels], left):
-        skipped = next(line for line in dataset.remarks if line.startswith("skipped "))
-        what = f"the class '{classes[min(lost)]}' cannot be learned from what is left: {skipped}"
-        raise DataError(where, what, "replace the broken files", 19)
 
 
 def divide_labelled(rows: ImageRows, how: Loading, where: object, training: bool) -> ImageRows:

@@ -43,16 +43,6 @@ class ImageRow(NamedTuple):
 class Loading(ABC):
     """The keys that every option has.
 
-    ``workers`` are processes that decode images. They share up to ``decoded_gb`` gigabytes of
-    memory for what they decoded, so that training decodes a file once; ``auto`` is a tenth of the
-    memory that is available, 0 decodes anew. Where ``val`` or ``test`` is missing, the fractions
-    say how much of every class is held out, ``split_seed`` which images. ``on_bad`` says what
-    becomes of broken image files, ``leakage`` of images on both sides of a split. ``sampler`` says
-    how often an epoch trains on an image: ``shuffled`` once, ``balanced`` so that every class comes
-    equally often. ``range`` are the numbers that are black and white in image files of more than 8
-    bits: ``auto`` is the smallest of 8, 10, 12, 14 and 16 bits that holds those of all files,
-    ``null`` 16 bits.
-
     With ``folds`` the score is that of a cross-validation; see :mod:`xfer.data.folds`. ``groups``
     is what an option calls the groups that it knows: ``FOLDER``, a ``COLUMN``, or nothing.
     """
@@ -97,9 +87,9 @@ class Loading(ABC):
     repeats: Annotated[int, Gt(0)] = 1
     """cross-validations, each with other parts"""
     group: str | None = None
-    """what keeps images on one side of every split and fold: a column of the CSV file, or
-    ``FOLDER``, the folder that an image is in below its class folder, or, with several labels, the
-    outermost one, which is no label then"""
+    """what keeps images on one side of every split and fold: a column of the list or table, also
+    of one that was packed, or ``FOLDER``, the folder that an image is in below its class folder,
+    or, with several labels, the outermost one, which is no label then"""
     fold: Annotated[int, Ge(0)] | None = None
     """train on the other parts alone and validate on this one, from 0 to folds x repeats - 1;
     ``null`` is the whole cross-validation"""

@@ -45,6 +45,7 @@ from xfer.data.pack_index import (
     read_pack,
 )
 from xfer.data.pack_sources import in_json, listed, packable, place_of
+from xfer.data.scan import alone
 from xfer.data.shards import CLASSES, key_of
 
 _BLOCK, _RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
@@ -56,12 +57,13 @@ _AGAIN = "type the same command again: what is finished stays"
 
 class _Image(NamedTuple):
     """An image to pack: what its source calls it, its name in the shard, what the file beside it
-    says of its labels, and its bytes when it was listed."""
+    says of its labels, its bytes when it was listed, and its group, empty for none."""
 
     path: str
     name: str
     label: str
     size: int
+    group: str = ""
 
     @property
     def beside(self) -> str:
@@ -70,10 +72,16 @@ class _Image(NamedTuple):
 
 
 class _Shard(NamedTuple):
-    """A shard to write, and what will be in it."""
+    """A shard to write, what will be in it, and the column that groups them, empty for none."""
 
     path: Path
     images: list[_Image]
+    group: str
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The group of each image, where there are some."""
+        return tuple(image.group for image in self.images) if self.group else ()
 
 
 def pack(data: object, out: str, mb: int, several: bool = False) -> Path:
@@ -84,11 +92,11 @@ def pack(data: object, out: str, mb: int, several: bool = False) -> Path:
     an ``out`` that holds something else or lies in the folder, DataError for images that cannot be
     read, and OutputError.
     """
-    source = packable(data)
-    root, target = place_of(source), place(out)
+    data = packable(data)
+    root, target = place_of(data), place(out)
     _refuse_nested(root, target)
     with working("listing images"):
-        (rows, places, remarks), labels = listed(source, several)
+        (rows, places, remarks), labels = listed(data, several)
         where = root or target
         if several:
             classes = list(classes_of(labels, where, (), ()))
@@ -100,18 +108,25 @@ def pack(data: object, out: str, mb: int, several: bool = False) -> Path:
         _check_classes(where, classes, several)
         # Of a split that is called otherwise, as validation is, the folder in the shards as well.
         tops = {row.split: row.name.partition("/")[0] for row in rows if isinstance(data, Folder)}
-        shards = list(_planned(rows, places, target, said, mb, tops))
-    plan = _fingerprint(classes, shards, target)
-    _claim(target, plan, shards)
+        group = (data.group or "") if data.groups == "COLUMN" else ""
+        shards = list(_planned(rows, places, target, said, mb, tops, group))
+    # A pack without groups has the hash that it had before there were any, and resumes.
+    facts = [
+        [str(shard.path.relative_to(target)), [one[: 4 + bool(one.group)] for one in shard.images]]
+        for shard in shards
+    ]
+    plan = hashlib.sha256(json.dumps([classes, facts]).encode()).hexdigest()
     names = [shard.path.relative_to(target).as_posix() for shard in shards]
-    try:
-        write_json(target / PACK, {"plan": plan, "complete": False, "shards": names})
-        if not several:  # a list of labels has their names
-            write_text(target / CLASSES, "".join(f"{name}\n" for name in classes))
-        finished = _write_all(shards, places)
-        write_json(target / PACK, {"plan": plan, "complete": True, "shards": names})
-    except OutputError as error:
-        raise OutputError(error.where, error.what, f"free space, and {_AGAIN}", 0) from error
+    with alone(target, "packs images into"):
+        _claim(target, plan, shards)
+        try:
+            write_json(target / PACK, {"plan": plan, "complete": False, "shards": names})
+            if not several:  # a list of labels has their names
+                write_text(target / CLASSES, "".join(f"{name}\n" for name in classes))
+            finished = _write_all(shards, places)
+            write_json(target / PACK, {"plan": plan, "complete": True, "shards": names})
+        except OutputError as error:
+            raise OutputError(error.where, error.what, f"free space, and {_AGAIN}", 0) from error
     _say(target, [len(rows), len(classes), len(shards), finished], remarks, several)
     return target
 
@@ -157,9 +172,11 @@ def _planned(
     labels: Sequence[str],
     mb: int,
     tops: Mapping[str, str],
+    group: str,
 ) -> Iterator[_Shard]:
     """The images in their order, cut where a shard would be larger than ``mb``; ``labels`` are what
-    is said of each, ``tops`` the folders of splits that are called otherwise."""
+    is said of each, ``tops`` the folders of splits that are called otherwise, ``group`` the column
+    that groups them."""
     names = [_with_suffix(row.name, places[row.name]) for row in rows]
     stems = Counter(name.rpartition(".")[0] for name in names)
     most = mb * 1_000_000 - 2 * _RECORD  # zeros end it, up to a whole record
@@ -173,14 +190,14 @@ def _planned(
             key = key_of(below, stems[whole.rpartition(".")[0]] > 1)
             name = f"{key}.{below.rpartition('.')[2]}"
             size = _size(places[row.name])
-            image = _Image(row.name, name, label, size)
+            image = _Image(row.name, name, label, size, row.group)
             cost = _cost(name, size) + _cost(image.beside, len(label))
             if images and used + cost > most:
-                yield _Shard(_shard_path(out, top, number), images)
+                yield _Shard(_shard_path(out, top, number), images, group)
                 images, number, used = [], number + 1, 0
             images.append(image)
             used += cost
-        yield _Shard(_shard_path(out, top, number), images)
+        yield _Shard(_shard_path(out, top, number), images, group)
 
 
 def _with_suffix(name: str, where: ImagePlace) -> str:
@@ -219,12 +236,6 @@ def _size(where: ImagePlace) -> int:
 def _unreadable(where: ImagePlace, error: Exception) -> DataError:
     what = f"cannot be packed ({reason_of(error)})"
     return DataError(where, what, "remove or replace the file", 84)
-
-
-def _fingerprint(classes: Sequence[str], shards: Sequence[_Shard], out: Path) -> str:
-    """One hash over what is to be in which shard."""
-    facts = [[str(shard.path.relative_to(out)), shard.images] for shard in shards]
-    return hashlib.sha256(json.dumps([classes, facts]).encode()).hexdigest()
 
 
 def _claim(out: Path, plan: str, shards: Sequence[_Shard]) -> None:
@@ -278,6 +289,8 @@ def _is_finished(shard: _Shard, places: Places) -> bool:
         return False  # it is written again
     if [row[0] for row in facts.images] != [index_name(image.name) for image in shard.images]:
         return False
+    if (facts.group, facts.groups) != (shard.group, shard.groups):
+        return False
     hashes = [row[3] for row in facts.images]
     each = zip(shard.images, hashes, strict=True)
     return all(
@@ -289,7 +302,8 @@ def _write(shard: _Shard, places: Places) -> None:
     """Write a shard, then its index."""
     facts: list[ShardFacts] = []
     atomic_write(shard.path, lambda part: facts.append(_fill(part, shard.images, places)))
-    text = json.dumps(facts[0]._asdict(), separators=(",", ":"))
+    of_all = facts[0]._replace(group=shard.group, groups=shard.groups)
+    text = json.dumps(of_all._asdict(), separators=(",", ":"))
     write_text(index_file(shard.path), text + "\n")
 
 

@@ -16,11 +16,14 @@ _LARGEST_INDEX = 1 << 30
 
 class ShardFacts(NamedTuple):
     """What ``xfer pack`` writes beside a shard: its bytes, their sha256, and of every image the
-    name in the shard, the offset, the bytes and their sha256."""
+    name in the shard, the offset, the bytes and their sha256; where images are grouped, by which
+    column, and the group of each."""
 
     bytes: int
     sha256: str
     images: list[tuple[str, int, int, str]]
+    group: str = ""
+    groups: tuple[str, ...] = ()
 
 
 class PackFacts(NamedTuple):
@@ -44,10 +47,11 @@ def check_pack(root: Path, tars: Mapping[str, Sequence[Path]]) -> None:
         raise DataError(path, what, "type the same xfer pack again: it resumes", 83)
     there = {tar.relative_to(root).as_posix() for some in tars.values() for tar in some}
     if odd := sorted(there ^ set(facts.shards)):
-        what = f"does not name the shard '{odd[0]}'"
+        what, fix = f"does not name the shard '{odd[0]}'", "put it right, or remove pack.json"
         if odd[0] in facts.shards:
             what = f"names the shard '{odd[0]}', and it is not there"
-        raise DataError(path, what, "put it right, or remove pack.json", 83)
+            fix = "copy it there too, or pack the images again"
+        raise DataError(path, what, fix, 83)
 
 
 def read_pack(path: Path) -> PackFacts | None:

@@ -7,16 +7,18 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from xfer.config.verbs import override, shell
+from xfer.config.verbs import override, quoted, shell
 from xfer.core.errors import CombinationError, DataError
 from xfer.core.types import class_name
 from xfer.data.arrays import ArrayFiles
 from xfer.data.arrow_columns import BETWEEN
 from xfer.data.folder import Folder, listed_labels
 from xfer.data.folder import listed as listed_classes
+from xfer.data.folds import BY_FOLDER
 from xfer.data.hf import HuggingFace
 from xfer.data.image_table import Listing, labels_in
-from xfer.data.manifest import Manifest, class_list, label_list, located
+from xfer.data.listed_image import located
+from xfer.data.manifest import Manifest, class_list, label_list
 from xfer.data.multilabel_rows import Labelled
 from xfer.data.options import place
 from xfer.data.parquet import Parquet
@@ -25,8 +27,8 @@ Source = Folder | Manifest | Parquet | HuggingFace
 
 
 def packable(data: object) -> Source:
-    """``data``, if shards can hold it. Raises CombinationError for other kinds of data, and for
-    groups that a column names."""
+    """``data``, if shards can hold it. Raises CombinationError for other kinds of data, and for a
+    column of groups that shards would take for folders."""
     if isinstance(data, ArrayFiles):
         what = "is arrays, whose rows are no files that could be copied, and are read at random"
         read = shell(["data=arrays", override("data.root", data.root)])
@@ -34,10 +36,9 @@ def packable(data: object) -> Source:
     if not isinstance(data, Source):
         what = "is of a kind that is not packed: folders, lists, parquet files and hf data sets are"
         raise CombinationError("data", what, "type data=folder data.root=DIR", 49)
-    if data.group and data.groups == "COLUMN":
-        what = f"is '{data.group}', and images in shards are grouped by folders alone"
-        fix = "drop it, and train on the shards with data.group=FOLDER if folders are groups"
-        raise CombinationError("data.group", what, fix, 49)
+    if data.group == BY_FOLDER and data.groups == "COLUMN":
+        what = f"is the column '{BY_FOLDER}', and of shards that means the folders of images"
+        raise CombinationError("data.group", what, "give that column another name", 49)
     return data
 
 
@@ -84,7 +85,8 @@ def _of_list(data: Manifest, several: bool) -> Listing:
     if outside := [row.name for row in rows if Path(row.name).is_absolute()]:
         common = os.path.commonpath([root, *outside])
         what = f"'{outside[0]}' lies outside of {root}, where the names in shards start"
-        fix = f"let paths be absolute or start at {common}, and type data.root={common}"
+        typed = quoted(override("data.root", common))
+        fix = f"let paths be absolute or start at {common}, and type {typed}"
         raise DataError(path, what, fix, 84)
     return Listing(rows, {row.name: root / row.name for row in rows}, remarks)
 

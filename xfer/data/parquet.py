@@ -62,12 +62,13 @@ class Parquet(Loading):
         :class:`xfer.core.protocols.ReadsLabels`."""
         return labelled_of(self.listed(True), self, place(self.root), training, known)
 
-    def listed(self, several: bool = False) -> Listing:
-        """All images, before they are divided. Raises DataError naming the file."""
+    def listed(self, several: bool | None = False) -> Listing:
+        """All images, before they are divided, without labels and splits where ``several`` is
+        ``None``. Raises DataError naming the file."""
         require("pyarrow", "parquet")
         root = place(self.root)
         files, base = _files(root)
-        splits = _splits(root, files, base)
+        splits = _splits(root, files, base) if several is not None else [""] * len(files)
         first: tuple[Path, Columns] | None = None
         cells: list[TableRow] = []
         for path, split in zip(files, splits, strict=True):
@@ -75,6 +76,8 @@ class Parquet(Loading):
             first = first or (path, columns)
             cells += _cells(path, columns, base, "" if columns.split else split)
         listing = listing_of(cells, root, base, self.group, several)
+        if several is None:
+            return listing
         remarks = [*listing.remarks, *_packed(listing.places.values())]
         names = first[1].names if first else ()
         return listing._replace(remarks=[*remarks, *unread_split(names, self.columns)])
@@ -119,7 +122,7 @@ def _word(path: Path) -> str:
 
 
 def _columns(
-    path: Path, how: Parquet, first: tuple[Path, Columns] | None, several: bool
+    path: Path, how: Parquet, first: tuple[Path, Columns] | None, several: bool | None
 ) -> Columns:
     """The columns of a file. Raises DataError where they are not those of the first file."""
     with reading(path) as file:
@@ -139,13 +142,16 @@ def _columns(
 def _cells(path: Path, columns: Columns, base: Path, split: str) -> Iterator[TableRow]:
     """The rows of a file."""
     table = _small(path, columns)
-    count = len(table[columns.label])
-    places: Sequence[ImagePlace | None] = [None] * count
-    if columns.bytes_path:
-        places = places_in(path, columns.bytes_path)
-    paths = table[columns.image] if columns.image in table else [None] * count
-    words = lists_in if columns.kinds[1] == "list" else labels_in
-    labels = words(table[columns.label], columns.classes, columns.label, path)
+    places: Sequence[ImagePlace | None] = (
+        places_in(path, columns.bytes_path)
+        if columns.bytes_path
+        else [None] * len(table[columns.image])
+    )
+    count = len(places)
+    paths = table.get(columns.image, [None] * count)
+    words = lists_in if columns.kinds[1:2] == ("list",) else labels_in
+    values = table[columns.label] if columns.label else [None] * count
+    labels = words(values, columns.classes, columns.label, path)
     splits = table[columns.split] if columns.split else [split] * count
     groups = table[columns.group] if columns.group else [None] * count
     name = path.relative_to(base).as_posix()

@@ -6,17 +6,15 @@ Sizes and offsets follow torchvision's ``Resize`` and ``CenterCrop`` on PIL imag
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PIL
+from PIL.Image import Image
 
 from xfer.core.errors import ConfigError, DataError, printable
 from xfer.core.types import InputSpec
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _MAX_PIXELS = 64_000_000  # of an image after resizing, before the crop
 _UNNAMED = "an image"

@@ -68,10 +68,23 @@ on in the same epoch."""
 
 
 class RankShare(NamedTuple):
-    """What part of the batches is this process's: that of ``rank`` (from 0) of ``ranks``."""
+    """What part of the batches is this process's: that of ``rank`` (from 0) of ``ranks``. A run
+    that goes on with other ranks has ``begun`` with so many, and keeps their batches; ``None``
+    stands for as many as now."""
 
     rank: int = 0
     ranks: int = 1
+    begun: int | None = None
+
+    @property
+    def pieces(self) -> int:
+        """How many parts of a training batch each rank computes, one after the other."""
+        return -(-(self.begun or self.ranks) // self.ranks)
+
+    @property
+    def parts(self) -> int:
+        """Into how many parts a training batch is divided: as it was, wherever that is possible."""
+        return self.ranks * self.pieces
 
     def of(self, count: int) -> range:
         """Which of ``count`` batches are this process's: as many as any other's, but for one."""
@@ -87,15 +100,16 @@ class EpochSampler(Sampler[list[Key]]):
     Of ``ranks`` processes each takes its even part of every batch of ``ranks * batch_size``
     images, so all of them together see what one process with that batch size would. A remainder
     of less than two images a rank joins the batch before it: batch normalisation cannot train on
-    one image. Where ``labels`` are set, every class comes equally often; of several labels an
-    image (n, classes) see :func:`balanced_labels`.
+    one image. Ranks that go on with what others have begun keep these batches; fewer of them take
+    several parts of each, one after the other. Where ``labels`` are set, every class comes equally
+    often; of several labels an image (n, classes) see :func:`balanced_labels`.
     """
 
     labels: Sequence[int] | npt.NDArray[np.int64] | None = None
 
     def __init__(self, count: int, batch_size: int, seed: int, share: RankShare = ALL) -> None:
         self.count, self.batch_size, self.seed = count, batch_size, seed
-        self.rank, self.ranks = share
+        self.share, self.begun = share, share.begun or share.ranks
         self.epoch = 0
         self.skip = 0
         # Lightning looks for set_epoch on ``batch_sampler.sampler``.
@@ -106,23 +120,32 @@ class EpochSampler(Sampler[list[Key]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return batches(self.count, self.batch_size, self.ranks)
+        return batches(self.count, self.batch_size, self.begun) * self.share.pieces
 
     def __iter__(self) -> Iterator[list[Key]]:
         parts = self.parts()  # now: the epoch may be another when the next batch is asked for
-        return (some[self.rank] for some in islice(parts, self.skip, None))
+        mine = (some[rank] for some in parts for rank in self._mine())
+        return islice(mine, self.skip, None)
 
     def groups(self) -> list[list[Key]]:
         """The keys of every batch of the epoch, as far as they are this rank's."""
-        return [parts[self.rank] for parts in self.parts()]
+        return [some[rank] for some in self.parts() for rank in self._mine()]
+
+    def _mine(self) -> range:
+        return range(self.share.rank, self.share.parts, self.share.ranks)
+
+    def part(self, number: int) -> tuple[int, int]:
+        """Of which batch of the epoch the rank's batch ``number`` is which part (both from 0)."""
+        batch, piece = divmod(number, self.share.pieces)
+        return batch, self._mine()[piece]
 
     def parts(self) -> Iterator[list[list[Key]]]:
-        """The keys of every batch of the epoch, rank by rank."""
-        keys, size = self._keys(), self.batch_size * self.ranks
-        starts = [i * size for i in range(len(self))]
+        """The keys of every batch of the epoch, part by part: those of a rank each, as it began."""
+        keys, size, each = self._keys(), self.batch_size * self.begun, self.share.parts
+        starts = [i * size for i in range(batches(self.count, self.batch_size, self.begun))]
         spans = zip(starts, [*starts[1:], self.count], strict=True)
-        batches = (keys(start, end) for start, end in spans)
-        return ([batch[rank :: self.ranks] for rank in range(self.ranks)] for batch in batches)
+        whole = (keys(start, end) for start, end in spans)
+        return ([batch[part::each] for part in range(each)] for batch in whole)
 
     def _keys(self) -> Callable[[int, int], list[Key]]:
         """The keys of the epoch from one position in its order to another."""
@@ -143,13 +166,17 @@ class EpochSampler(Sampler[list[Key]]):
             draws = balanced(self.labels, shuffled)
         return lambda start, end: [(epoch, *draw) for draw in draws[start:end]]
 
-    def weight(self, batch: int) -> float:
-        """What this rank's mean loss of batch ``batch`` (from 0) must be multiplied by, so that
-        the mean over the ranks is the mean over the images."""
-        last = batch + 1 == len(self)
-        size = self.batch_size * self.ranks
+    def weight(self, number: int) -> float:
+        """What this rank's mean loss of its batch ``number`` (from 0) must be multiplied by, so
+        that the mean over the parts is the mean over the images."""
+        (batch, part), each, size = (
+            self.part(number),
+            self.share.parts,
+            self.batch_size * self.begun,
+        )
+        last = number + self.share.pieces >= len(self)
         whole = self.count - batch * size if last else size
-        return len(range(self.rank, whole, self.ranks)) * self.ranks / whole
+        return len(range(part, whole, each)) * each / whole
 
 
 def batches(count: int, batch_size: int, ranks: int = 1) -> int:

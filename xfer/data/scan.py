@@ -23,7 +23,9 @@ from xfer.core.errors import DataError, printable
 from xfer.core.files import cache_dir, handle_of
 from xfer.core.live_line import working
 from xfer.core.locks import Lock, waits
+from xfer.core.log import log
 from xfer.core.text_columns import Entries, Made, Picked
+from xfer.data import libtiff
 from xfer.data.array_file import Shape, shape_of
 from xfer.data.bit_depth import Extent, extent, is_deep, numbers
 from xfer.data.image import (
@@ -34,6 +36,7 @@ from xfer.data.image import (
     reason_of,
     refuse_huge,
     rgb_of,
+    turned_unknown,
 )
 from xfer.data.image_bytes import ImagePlace, TarMember, read_file, stamp_key, stamp_now
 from xfer.data.image_hash import look
@@ -117,7 +120,7 @@ def broken_files(broken: Sequence[Facts]) -> DataError:
 def examine(paths: Sequence[ImagePlace], root: Path) -> Examined:
     """Every file as it was read, in order. ``root`` names the cache; while one process scans it,
     others that ask for it wait and find the result."""
-    with _alone(root):
+    with alone(root, "reads the images of"):
         known = Known(_cache_file(root))
         columns, new = known.of(keys_of(map(_key, paths), len(paths)))
         problems: dict[int, str] = {}
@@ -137,7 +140,8 @@ def examine(paths: Sequence[ImagePlace], root: Path) -> Examined:
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
+def alone(root: Path, what: str) -> Iterator[None]:
+    """One process of this user at a time does ``what`` a folder; others wait, and say for whom."""
     path = cache_dir() / "locks" / _cache_file(root).stem
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +149,7 @@ def _alone(root: Path) -> Iterator[None]:
     except OSError:
         yield  # a read-only home has no result to wait for
         return
-    with Lock(handle, waiting=waits(f"reads the images of {printable(root)}")):
+    with Lock(handle, waiting=waits(f"{what} {printable(root)}")):
         yield
 
 
@@ -179,14 +183,14 @@ def inspect(path: ImagePlace) -> Facts:
     try:
         data, _ = read_file(path)
         shape = shape_of(path)
-        reach, size = _check(data, shape)
+        reach, size = _check(path, data, shape)
     except Exception as error:  # as in decode
         return Facts(path, problem=reason_of(error))
     digest = hashlib.sha256(data).hexdigest()
     return Facts(path, digest, look=_look(data, reach, shape), reach=reach, size=size)
 
 
-def _check(data: bytes, shape: Shape | None) -> tuple[Extent | None, Size]:
+def _check(path: ImagePlace, data: bytes, shape: Shape | None) -> tuple[Extent | None, Size]:
     """What the pixels of a sound image reach, where they have more than 8 bits, and its size;
     raises else."""
     if not data:
@@ -194,13 +198,19 @@ def _check(data: bytes, shape: Shape | None) -> tuple[Extent | None, Size]:
     with open_image(data, shape) as image:
         refuse_huge(image)
         size = image.size
+        if turned_unknown(image):
+            lost = "its EXIF block is damaged before it says how the picture is turned"
+            log.warning(f"{printable(path)}: {lost}: it is taken as it lies")
         if is_deep(image):
             return extent(numbers(image, lambda: open_image(data))), size
         has_end = data[-64:].rstrip(b"\0").endswith(b"\xff\xd9")
         if image.format == "PNG":
             image.verify()
         elif image.format not in ("JPEG", "MPO") or not has_end:
+            before = libtiff.found.errors
             rgb_of(image, data)
+            if libtiff.found.errors > before:
+                log.warning(f"{printable(path)} is damaged, and taken as far as it can be decoded")
     return None, size
 
 

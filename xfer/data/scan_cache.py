@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from annotated_types import Ge
 
 from xfer.core.errors import OutputError
@@ -27,8 +28,6 @@ from xfer.core.read_back import checked
 from xfer.data.bit_depth import Extent
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from xfer.data.image import Scanned, Size
 
     Column = npt.NDArray[Any]

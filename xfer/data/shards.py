@@ -8,6 +8,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from tarfile import BLOCKSIZE
 from typing import Annotated, ClassVar, NamedTuple
@@ -15,19 +16,20 @@ from typing import Annotated, ClassVar, NamedTuple
 import numpy as np
 from annotated_types import MinLen
 
+from xfer.config.verbs import quoted
 from xfer.core.errors import DataError
 from xfer.core.files import read_bytes
 from xfer.core.types import Dataset, class_name
 from xfer.data.dataset import of_files
 from xfer.data.folder import SYNONYMS, called_splits, named_splits
-from xfer.data.folds import by_folder
+from xfer.data.folds import BY_FOLDER, by_folder
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_places import TarMembers
 from xfer.data.image_rows import ImageRows
 from xfer.data.multilabel_rows import Labelled, labelled_with
 from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading, place
-from xfer.data.pack_index import check_pack, index_file, index_name, read_index
+from xfer.data.pack_index import ShardFacts, check_pack, index_file, index_name, read_index
 from xfer.data.split import divide, shares
 from xfer.data.tar_index import COMPRESSED, TarIndex, TarSample, index_of
 from xfer.data.walk import Tree, note_lines
@@ -46,10 +48,11 @@ class Shards(Loading):
     ``label``; with ``task=multilabel`` it has ``labels``, a list, and ``unknown``, those that
     nobody has looked for. A label is the name of a class, or where there is a
     ``root/classes.txt``, which has a class a line, also a position in it, from 0. Nothing is
-    unpacked: an image is read at its offset, in any order.
+    unpacked: an image is read at its offset, in any order. ``group`` is ``FOLDER``, or the column
+    that grouped the images when ``xfer pack`` wrote the shards.
     """
 
-    groups: ClassVar[str] = "FOLDER"
+    groups: ClassVar[str] = "COLUMN"
 
     root: Annotated[str, MinLen(1)]
     """the folder of the tar files, such as the ``OUT`` of ``xfer pack DIR OUT``"""
@@ -58,7 +61,7 @@ class Shards(Loading):
         """See :meth:`Loading.dataset`."""
         root = place(self.root)
         found = self._listed(root, training)
-        rows = by_folder(found.rows, root) if self.group else found.rows
+        rows = by_folder(found.rows, root) if self.group == BY_FOLDER else found.rows
         divided = divide(rows, self, root, training)
         return of_files(divided, root, self, found.remarks, found.places)
 
@@ -67,7 +70,9 @@ class Shards(Loading):
         if it likes ``unknown``. See :class:`xfer.core.protocols.ReadsLabels`."""
         root = place(self.root)
         found = self._listed(root, training, several=True)
-        rows = by_folder(found.rows, root, in_classes=False) if self.group else found.rows
+        rows = found.rows
+        if self.group == BY_FOLDER:
+            rows = by_folder(rows, root, in_classes=False)
         listed = list(zip(rows, found.labels, strict=True))
         source = ImageSource(root, root, _classes(root), found.remarks, found.places)
         return labelled_dataset(listed, self, source, training, known)
@@ -78,7 +83,8 @@ class Shards(Loading):
         check_pack(root, tars)
         if not training and set(shares(self, tars)) == {"train"}:
             tars.pop("train", None)  # nothing is held out of it
-        return _listed(root, tars, several, remarks)
+        column = None if self.group == BY_FOLDER else self.group
+        return _listed(root, tars, several, remarks, column)
 
 
 class _Listed(NamedTuple):
@@ -91,20 +97,20 @@ class _Listed(NamedTuple):
     remarks: list[str]
 
 
-def _tars(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
+def _tars(root: Path, divided: bool = True) -> tuple[dict[str, list[Path]], list[str]]:
     """The tar files of each split, of one with an empty name where there are no folders of splits;
-    and remarks."""
+    and remarks. Unless they are ``divided``, those in one folder may be of several splits."""
     tree = Tree(root)
     beside, folders, notes = _tars_in(root), tree.folders(""), {}
 
-    def holds(name: str) -> bool:
-        return any((root / name).glob("*.tar"))
+    def held(name: str) -> list[str]:
+        return ["tar"] if any((root / name).glob("*.tar")) else []
 
-    splits = named_splits(root, folders, holds)
-    for name in (n for n in folders if n not in splits.values() and holds(n)):
+    splits = named_splits(root, folders, held)
+    for name in (n for n in folders if n not in splits.values() and held(n)):
         if meant := SYNONYMS.get(name.lower()):
             what = f"is not the name of a split; did you mean '{meant}'?"
-            fix = f"type mv '{root / name}' '{root / meant}'"
+            fix = f"type mv {quoted(str(root / name))} {quoted(str(root / meant))}"
             raise DataError(root / name, what, fix, 85)
         notes[name] = "left out (no folder of a split)"
     by_split = {split: _tars_in(root / name) for split, name in splits.items()}
@@ -114,9 +120,11 @@ def _tars(root: Path) -> tuple[dict[str, list[Path]], list[str]]:
             raise DataError(root / splits[split], what, fix, 77)
         notes |= {path.name: "left out (beside the splits)" for path in beside}
     else:
-        _refuse_mixed(root, beside)
+        if divided:
+            _refuse_mixed(root, beside)
         by_split = {"": beside}
     if not any(by_split.values()):
+        check_pack(root, by_split)
         what = "holds no tar files, nor does train, val or test in it"
         fix = "give the folder of the *.tar files, or type data=folder for images in folders"
         raise DataError(root, what, fix, 77)
@@ -135,7 +143,8 @@ def _tars_in(folder: Path) -> list[Path]:
         for ending, command in COMPRESSED.items():
             if name.lower().endswith(ending):
                 what = "is compressed, and an image in the middle of it cannot be read alone"
-                raise DataError(folder / name, what, f"type {command} '{folder / name}'", 78)
+                fix = f"type {command} {quoted(str(folder / name))}"
+                raise DataError(folder / name, what, fix, 78)
         if name.endswith(".tar"):
             found.append(folder / name)
     return found
@@ -165,15 +174,28 @@ def members_of(root: Path) -> dict[str, ImagePlace]:
         return {}
 
 
+def unlabelled(root: Path) -> tuple[Sequence[str], Sequence[ImagePlace], list[str]]:
+    """What the images in a tar file, or in those below a folder, are called, where they lie, and
+    remarks; whatever is said of their labels. Raises DataError as :meth:`Shards.dataset` does."""
+    if root.is_file():
+        found = _listed(root.parent, {"": [root]}, None)
+    else:
+        tars, remarks = _tars(root, divided=False)
+        check_pack(root, tars)
+        found = _listed(root, tars, None, remarks)
+    return found.rows.names, found.places, found.remarks
+
+
 def _listed(
     root: Path,
     tars: Mapping[str, Sequence[Path]],
     several: bool | None,
     remarks: Sequence[str] = (),
+    column: str | None = None,
 ) -> _Listed:
     """The images of all tar files; each may have ``several`` labels, or has one, or ``None``:
-    nobody asks."""
-    listing = _Listing(_classes(root), several)
+    nobody asks. They are grouped by what was that ``column`` when they were packed."""
+    listing = _Listing(_classes(root), several, column)
     rows = ImageRows.of(
         row for split, some in tars.items() for path in some for row in listing.rows(split, path)
     )
@@ -187,8 +209,8 @@ def _listed(
 class _Listing:
     """The tar files that have been read so far, and where the images in them are."""
 
-    def __init__(self, classes: tuple[str, ...], several: bool | None) -> None:
-        self.classes, self.several = classes, several
+    def __init__(self, classes: tuple[str, ...], several: bool | None, column: str | None) -> None:
+        self.classes, self.several, self.column = classes, several, column
         self.labels: list[Labelled] = []
         self.left_out: dict[str, tuple[int, str]] = {}
         self._files: list[Path] = []
@@ -201,14 +223,17 @@ class _Listing:
 
     def rows(self, split: str, path: Path) -> Iterator[ImageRow]:
         """The images of a tar file."""
-        index = index_of(path)
+        index = index_of(path, self.several is not None)
         if not index.samples:
             what, fix = "holds no image", "remove it, or write it again"
             raise DataError(path, what, fix, 81)
         # That of the split may be called otherwise, as validation is.
         top = path.parent.name if split else ""
         folder = f"{top}/" if top else ""
-        for sample, digest in zip(index.samples, _hashes(path, index), strict=True):
+        facts = _indexed(path, index)
+        digests = [row[3] for row in facts.images] if facts else repeat("")
+        groups = repeat("") if self.column is None else _groups(path, facts, self.column)
+        for sample, digest, group in zip(index.samples, digests, groups, strict=False):
             name = name_of(top, sample.key, sample.suffix)
             if self.several:
                 self.labels.append(_labels(path, sample, self.classes))
@@ -221,7 +246,7 @@ class _Listing:
             self._sizes.append(sample.size)
             if self._hashes or digest:
                 self._hashes += bytes.fromhex(digest) or bytes(32)
-            yield ImageRow(name, label, split)
+            yield ImageRow(name, label, split, group)
         self._files.append(path)
         self._folders.append(folder)
         self._ends.append(len(self._sizes))
@@ -321,17 +346,29 @@ def _class(path: Path, member: str, label: str, classes: Sequence[str]) -> str:
     raise DataError(path, f"{what} {len(classes) - 1}", fix, 82)
 
 
-def _hashes(path: Path, index: TarIndex) -> list[str]:
-    """The sha256 of every image as its index has it, empty where there is none."""
+def _indexed(path: Path, index: TarIndex) -> ShardFacts | None:
+    """What ``xfer pack`` wrote beside a tar file. Raises DataError where that is of another."""
     facts = read_index(path)
     if facts is None:
-        return [""] * len(index.samples)
+        return None
     given = [tuple(row[:3]) for row in facts.images]
     if given != [(index_name(s.name), s.start, s.size) for s in index.samples]:
         what = f"does not describe {path.name}, which has other images or at other bytes"
-        fix = f"pack the images again, or remove it: rm '{index_file(path)}'"
+        fix = f"pack the images again, or remove it: rm {quoted(str(index_file(path)))}"
         raise DataError(index_file(path), what, fix, 83)
-    return [row[3] for row in facts.images]
+    return facts
+
+
+def _groups(path: Path, facts: ShardFacts | None, column: str) -> tuple[str, ...]:
+    """The group of every image as its index has it. Raises DataError where it was not packed with
+    that ``column``."""
+    if facts is None or facts.group != column or len(facts.groups) != len(facts.images):
+        what = f"was packed without groups by '{column}'"
+        fix = f"type xfer pack SOURCE NEW data.group={column}; for folders data.group={BY_FOLDER}"
+        if facts and facts.group not in ("", column):
+            what, fix = f"{what}: it has '{facts.group}'", f"type data.group={facts.group}"
+        raise DataError(path, what, fix, 92)
+    return facts.groups
 
 
 def name_of(top: str, key: str, suffix: str) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.errors import ConfigError, DataError, LabelledDataError, closest, plural
 from xfer.core.seeds import derive
@@ -16,9 +16,6 @@ from xfer.core.types import class_name
 from xfer.data.folds import by_name, divided, into_folds
 from xfer.data.image_rows import ImageRows, code_of
 from xfer.data.options import SPLITS, ImageRow, Loading
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 _EPSILON = 1e-9  # of a sum of fractions
 _PARTS = 20  # at most, of which groups are held out
@@ -220,21 +217,17 @@ def _check_classes(rows: ImageRows, where: object) -> None:
     first, *others = classes
     for split in others:
         if classes[split] != classes[first]:
-            raise _differ(where, first, split, classes)
+            expected, given = classes[first], classes[split]
+            missing, extra = sorted(expected - given), sorted(given - expected)
+            parts = [f"has no class {_listed(missing)}"] if missing else []
+            parts += [f"has the class {_listed(extra)}"] if extra else []
+            fix = f"let {first} and {split} have the same classes"
+            if extra:
+                fix += f"; for '{extra[0]}' {closest(extra[0], missing or sorted(expected))}"
+            raise DataError(where, f"{split} {' and '.join(parts)}, unlike {first}", fix, 6)
     if len(classes[first]) < 2:
         what = f"there is one class ('{min(classes[first])}'); at least two are needed"
         raise DataError(where, what, "add the images of the other classes", 5)
-
-
-def _differ(where: object, first: str, split: str, classes: dict[str, set[str]]) -> DataError:
-    expected, given = classes[first], classes[split]
-    missing, extra = sorted(expected - given), sorted(given - expected)
-    parts = [f"has no class {_listed(missing)}"] if missing else []
-    parts += [f"has the class {_listed(extra)}"] if extra else []
-    fix = f"let {first} and {split} have the same classes"
-    if extra:
-        fix += f"; for '{extra[0]}' {closest(extra[0], missing or sorted(expected))}"
-    return DataError(where, f"{split} {' and '.join(parts)}, unlike {first}", fix, 6)
 
 
 def _listed(names: list[str]) -> str:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple, cast
 
+from xfer.config.verbs import quoted
 from xfer.core.errors import DataError, OutputError, XferError, printable
 from xfer.core.files import cache_dir, handle_of, parsed, read_json, write_text
 from xfer.core.read_back import checked
@@ -87,8 +88,8 @@ class _Cached(NamedTuple):
     left_out: dict[str, tuple[int, str]]
 
 
-def index_of(path: Path) -> TarIndex:
-    """The images in the tar file ``path``, with their labels.
+def index_of(path: Path, labelled: bool = True) -> TarIndex:
+    """The images in the tar file ``path``, with their labels, or as if they had none.
 
     Raises DataError, naming the file, for what is no whole plain tar file, for members that are no
     plain files below it, and for images and labels that do not go together.
@@ -99,12 +100,13 @@ def index_of(path: Path) -> TarIndex:
         raise _unreadable(path, error.strerror or str(error)) from error
     with os.fdopen(handle, "rb") as stream:
         stamp = stamp_of(os.fstat(handle))
-        if known := _cached(path, stamp):
-            return known
+        for with_labels in {True, labelled}:  # what is known with labels serves without
+            if known := _cached(path, stamp, with_labels):
+                return known
         _refuse_compressed(path, stream)
-        index = _together(path, list(_members(path, stream)), handle)
+        index = _together(path, list(_members(path, stream)), handle, labelled)
         if stamp == stamp_of(os.fstat(handle)):
-            _cache(path, stamp, index)
+            _cache(path, stamp, labelled, index)
     return index
 
 
@@ -119,7 +121,8 @@ def _refuse_compressed(path: Path, stream: IO[bytes]) -> None:
     for magic, (ending, command) in _MAGIC.items():
         if head.startswith(magic):
             what = "is compressed, and an image in the middle of it cannot be read alone"
-            fix = f"type mv '{path}' '{path}{ending}' && {command} '{path}{ending}'"
+            whole = quoted(f"{path}{ending}")
+            fix = f"type mv {quoted(str(path))} {whole} && {command} {whole}"
             raise DataError(path, what, fix, 78)
 
 
@@ -194,8 +197,9 @@ def _check_end(stream: IO[bytes], end: int) -> None:
         block = stream.read(1 << 20)
 
 
-def _together(path: Path, members: list[_Member], handle: int) -> TarIndex:
-    """Images with their labels. Raises DataError for one without the other."""
+def _together(path: Path, members: list[_Member], handle: int, labelled: bool) -> TarIndex:
+    """Images with their labels, where they are ``labelled``. Raises DataError for one without the
+    other."""
     images: dict[str, _Member] = {}
     labels: dict[str, dict[str, _Member]] = {}
     left_out: dict[str, tuple[int, str]] = {}
@@ -209,7 +213,8 @@ def _together(path: Path, members: list[_Member], handle: int) -> TarIndex:
                 raise DataError(path, what, "write it again, with one image a key", 81)
             images[key] = found
         elif stem and suffix in _LABELS:
-            labels.setdefault(key, {})[suffix] = found
+            if labelled:
+                labels.setdefault(key, {})[suffix] = found
         else:
             why = "neither an image nor a label" if stem else "hidden"
             count, first = left_out.get(why, (0, found.name))
@@ -221,7 +226,7 @@ def _together(path: Path, members: list[_Member], handle: int) -> TarIndex:
     samples = [
         TarSample(key, one.name[len(key) + 1 :], one.start, one.size, *said)
         for key, one in images.items()
-        for said in [_label(path, one, labels.get(key, {}), handle)]
+        for said in [_label(path, one, labels.get(key, {}), handle) if labelled else ("", "")]
     ]
     return TarIndex(tuple(samples), left_out)
 
@@ -269,14 +274,15 @@ def _texts(facts: dict[str, object], key: str) -> list[str]:
     return texts
 
 
-def _cache_file(path: Path) -> Path:
-    name = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:24]
+def _cache_file(path: Path, labelled: bool) -> Path:
+    place = os.fsencode(path.resolve()) + b"\0" * (not labelled)
+    name = hashlib.sha256(place).hexdigest()[:24]
     return cache_dir() / "shards" / f"{name}.json"
 
 
-def _cached(path: Path, stamp: str) -> TarIndex | None:
+def _cached(path: Path, stamp: str, labelled: bool) -> TarIndex | None:
     try:
-        facts = checked(_Cached, read_json(_cache_file(path), _LARGEST_CACHE))
+        facts = checked(_Cached, read_json(_cache_file(path, labelled), _LARGEST_CACHE))
     except (OSError, ValueError):
         return None  # a cache that cannot be read is made again
     if (facts.version, facts.stamp) != (_CACHE_VERSION, stamp):
@@ -284,8 +290,8 @@ def _cached(path: Path, stamp: str) -> TarIndex | None:
     return TarIndex(tuple(TarSample(*row) for row in facts.samples), facts.left_out)
 
 
-def _cache(path: Path, stamp: str, index: TarIndex) -> None:
+def _cache(path: Path, stamp: str, labelled: bool, index: TarIndex) -> None:
     try:
-        write_text(_cache_file(path), json.dumps([_CACHE_VERSION, stamp, *index]))
+        write_text(_cache_file(path, labelled), json.dumps([_CACHE_VERSION, stamp, *index]))
     except OutputError:
         return  # a read-only home costs the next run its look, nothing else

@@ -3,18 +3,14 @@ and numpy only."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as PIL
+from PIL.Image import Image
 
 from xfer.core.errors import CombinationError, closest
 from xfer.core.types import InputSpec, Plain, Tta
 from xfer.data.preprocess import centre_crop, fit_to_size, normalise, resized
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 VIEWS: dict[Tta, int] = {"none": 1, "flip": 2, "five_crop": 5, "ten_crop": 10}
 """How many views of an image each kind has."""

@@ -177,5 +177,9 @@ def words_beside(answers: Predictions, i: int) -> str:
     if answers.sets is not None:
         count = int(answers.sets[i].sum())
         few = 0 < count <= _SHOWN
-        said += f"; set {set_words(answers.sets[i], answers.classes) if few else f'of {count}'}"
-    return said if answers.p_unlike is None else f"{said}; p_unlike {answers.p_unlike[i]:.3f}"
+        words = set_words(answers.sets[i], answers.classes) if few else f"of {count}"
+        said += f"; prediction set {words}"
+    if answers.p_unlike is None:
+        return said
+    share = 100 * answers.p_unlike[i]
+    return f"{said}; {share:.1f} % of images like those of training look as strange"

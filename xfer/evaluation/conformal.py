@@ -12,14 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import compress
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from xfer.core.types import Tta
+from xfer.core.types import Tta
 
 
 def rank(n: int, coverage: float) -> int:
@@ -62,7 +59,10 @@ def least_probabilities(
         each = [_least(part, np.ones(len(part)), coverage) for part in parts]
     else:
         each = [_least(true, 1 / np.bincount(images)[images], coverage)] * classes
-    return _not_above(np.array(each, np.float64))
+    exact = np.array(each, np.float64)
+    rounded = exact.astype(np.float32)
+    # Rounded down: what was in a set stays in.
+    return np.where(rounded > exact, np.nextafter(rounded, np.float32(0)), rounded)
 
 
 def having_labels(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -95,12 +95,6 @@ def _least(
     order = np.argsort(true)
     before = np.round(np.cumsum(shares[order]) - shares[order], 9)
     return float(true[order][np.searchsorted(before, most, side="right") - 1])
-
-
-def _not_above(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """``values`` in float32, rounded down: what was in a set stays in."""
-    rounded = values.astype(np.float32)
-    return np.where(rounded > values, np.nextafter(rounded, np.float32(0)), rounded)
 
 
 def covered(sets: npt.NDArray[np.bool_], labels: npt.NDArray[np.int64]) -> float:

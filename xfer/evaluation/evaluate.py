@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -103,13 +102,19 @@ def score_of(
     return score(logits, labels, classes, used_for_selection, parts or {})
 
 
-def most_wrong(predictions: Predictions, limit: int = 24) -> list[int]:
-    """Positions of the wrongly answered images, the most confident first."""
+def most_wrong(predictions: Predictions) -> npt.NDArray[np.int64]:
+    """Positions of the wrongly answered images (m,), the most confident first, of equals by name;
+    none where the labels are unknown."""
     if predictions.labels is None:
-        return []
-    chosen = predictions.logits.argmax(axis=1)
-    confidence = predictions.confidence
-    wrong: Collection[int] = np.flatnonzero(chosen != predictions.labels)
-    return sorted((int(i) for i in wrong), key=lambda i: (-confidence[i], predictions.names[i]))[
-        :limit
-    ]
+        return np.empty(0, np.int64)
+    wrong = np.flatnonzero(predictions.logits.argmax(axis=1) != predictions.labels)
+    sure = predictions.confidence[wrong]
+    order = np.argsort(-sure, kind="stable")
+    wrong, sure = wrong[order], sure[order]
+    ends = np.append(np.flatnonzero(np.diff(sure)), len(sure) - 1) + 1
+    start = 0
+    for end in ends:
+        if end - start > 1:
+            wrong[start:end] = sorted(wrong[start:end], key=lambda i: predictions.names[i])
+        start = end
+    return wrong

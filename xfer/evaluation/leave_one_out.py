@@ -11,8 +11,8 @@ it, and the penalty is chosen once, by the least squared error of the images lef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,8 @@ BLOCK = 1 << 22
 """Numbers that are worked on at a time (32 MiB in double precision)."""
 _CONSTANT = 1e-6  # of the mean: a feature that varies less is constant
 _FLAT = 1e-12  # of the largest spread: along an axis below it nothing varies
+_BESIDE = 0.5
+"""What a column of those that share a deviation weighs on the mean, of what another does."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Coordinates:
     """Standardised features along their principal axes, float64 (n, r) a block at a time.
 
     ``squares`` float64 (r,) is the sum of squares along each axis; ``whole`` the coordinates of all
-    images where there are fewer of them than features, else they are turned anew for each block.
+    images where there are fewer of them than features, or they are one block; else they are turned
+    anew for each block. ``shared`` is how many of the last columns share one deviation.
     """
 
     features: Matrix
@@ -44,13 +47,13 @@ class Coordinates:
     axes: Floats
     squares: Floats
     whole: Floats | None
+    shared: int = 0
 
     def of(self, rows: Any) -> Floats:
         """The coordinates of some images, float64 (m, r)."""
         if self.whole is not None:
             return np.asarray(self.whole[rows])
-        z = (np.asarray(self.features[rows], np.float64) - self.mean) / self.std
-        return np.asarray(z @ self.axes)
+        return np.asarray(_standard(self.features[rows], self.mean, self.std) @ self.axes)
 
     def blocks(self) -> Iterator[tuple[slice, Floats]]:
         """Which images, and their coordinates."""
@@ -65,11 +68,30 @@ def blocks(count: int, width: int) -> Iterator[slice]:
         yield slice(start, min(start + size, count))
 
 
-def coordinates(features: Matrix) -> Coordinates:
+def coordinates(features: Matrix, shared: int = 0) -> Coordinates:
     """Turn features (n, d) to the principal axes of their standardised values.
 
-    A feature that is constant counts for nothing; where all of them are, r is 0.
+    A feature that is constant counts for nothing; where all of them are, r is 0. The last
+    ``shared`` have one deviation, so that the more one of them varies the more it counts; they
+    weigh half of what as many others do, and at most half of what all others do.
     """
+    count, width = features.shape
+    mean, std = _moments(features, shared)
+    squares, vectors = np.linalg.eigh(_products(features, mean, std))
+    varies = squares > max(float(squares.max(initial=0)), 0.0) * _FLAT
+    squares, vectors = squares[varies][::-1], vectors[:, varies][:, ::-1]
+    if count <= width:
+        whole = vectors * np.sqrt(squares)
+        return Coordinates(features, mean, std, np.empty((width, 0)), squares, whole, shared)
+    turned = Coordinates(features, mean, std, vectors, squares, None, shared)
+    parts = list(blocks(count, width))
+    return replace(turned, whole=turned.of(parts[0])) if len(parts) == 1 else turned
+
+
+def _moments(features: Matrix, shared: int = 0) -> tuple[Floats, Floats]:
+    """Mean of each feature and what it is divided by, float64 (d,): its standard deviation, or of
+    the last ``shared`` one for all; infinite where a feature is constant, so that it comes to
+    nothing."""
     count, width = features.shape
     parts = list(blocks(count, width))
     mean = sum((np.asarray(features[p], np.float64).sum(axis=0) for p in parts), np.zeros(width))
@@ -78,22 +100,30 @@ def coordinates(features: Matrix) -> Coordinates:
     for part in parts:
         square += ((np.asarray(features[part], np.float64) - mean) ** 2).sum(axis=0)
     std = np.sqrt(square / max(1, count))
-    constant = std <= _CONSTANT * np.abs(mean)
-    std = np.where(constant, np.inf, std)  # so that it comes to nothing
+    divisor = np.where(std <= _CONSTANT * np.abs(mean), np.inf, std)
+    if shared:
+        weight = _BESIDE * min(shared, int(np.isfinite(divisor[:-shared]).sum()))
+        total = float((std[-shared:] ** 2).sum())
+        divisor[-shared:] = (total / weight) ** 0.5 if total and weight else np.inf
+    return mean, divisor
+
+
+def _standard(rows: Matrix, mean: Floats, std: Floats) -> Floats:
+    return np.asarray((np.asarray(rows, np.float64) - mean) / std)
+
+
+def _products(features: Matrix, mean: Floats, std: Floats) -> Floats:
+    """The products of standardised features: of each image with each, (n, n), or, where there are
+    fewer of these, of each feature with each, (d, d)."""
+    count, width = features.shape
     if count <= width:
-        z = (np.asarray(features, np.float64) - mean) / std
-        squares, vectors = np.linalg.eigh(z @ z.T)
-    else:
-        gram = np.zeros((width, width))
-        for part in parts:
-            z = (np.asarray(features[part], np.float64) - mean) / std
-            gram += z.T @ z
-        squares, vectors = np.linalg.eigh(gram)
-    varies = squares > max(float(squares.max(initial=0)), 0.0) * _FLAT
-    squares, vectors = squares[varies][::-1], vectors[:, varies][:, ::-1]
-    whole = vectors * np.sqrt(squares) if count <= width else None
-    axes = np.empty((width, 0)) if whole is not None else vectors
-    return Coordinates(features, mean, std, axes, squares, whole)
+        z = _standard(features, mean, std)
+        return np.asarray(z @ z.T)
+    gram = np.zeros((width, width))
+    for part in blocks(count, width):
+        z = _standard(features[part], mean, std)
+        gram += z.T @ z
+    return gram
 
 
 @dataclass(frozen=True)
@@ -142,19 +172,58 @@ class LeftOut:
 
     def changed(self, images: Sequence[int]) -> list[int]:
         """For each of some images: how many others are given another class without it."""
-        moved = self.moved(images, lambda answers: answers.argmax(axis=1))
+        without = _Without(self.answers, self._shares(images), self.apart[list(images)])
+        moved = without.moved(images, lambda answers: answers.argmax(axis=1))
         return [int(others.sum()) for others in moved]
+
+
+class _Without(NamedTuple):
+    """The answers to all images, float64 (n, classes), and of some images what the target of each
+    has in them, (n, images), and how far it is from the answer of the fit without it,
+    (images, classes)."""
+
+    answers: Floats
+    shares: Floats
+    apart: Floats
 
     def moved(
         self, images: Sequence[int], said: Callable[[Floats], npt.NDArray[Any]]
     ) -> Iterator[npt.NDArray[np.bool_]]:
-        """For each of some images: whether what is ``said`` of the answers to another image,
+        """For each of the images: whether what is ``said`` of the answers to another image,
         (n, ...), is otherwise without it, bool (n, ...)."""
         before = said(self.answers)
-        for image, shares in zip(images, self._shares(images).T, strict=True):
-            moved = said(self.answers - np.outer(shares, self.apart[image])) != before
+        for image, shares, apart in zip(images, self.shares.T, self.apart, strict=True):
+            moved = said(self.answers - np.outer(shares, apart)) != before
             moved[image] = False
             yield moved
+
+
+def without_some(
+    features: Matrix,
+    labels: npt.NDArray[np.int64],
+    penalty: float,
+    images: Sequence[int],
+    shared: int = 0,
+) -> _Without:
+    """The regression whose ``penalty`` has been chosen, on ``features`` (n, d), of which the last
+    ``shared`` are as those of :func:`coordinates`, and ``labels`` (n, classes) of 1 and 0, and what
+    some of the images do to it: one system of equations, where :func:`leave_one_out` of all images
+    takes a decomposition."""
+    (count, width), (mean, std) = features.shape, _moments(features, shared)
+    share, one = labels.mean(axis=0), (list(images), np.arange(len(images)))
+    picked = np.zeros((count, len(images)))
+    picked[one] = 1
+    right = np.column_stack([labels - share, picked])
+    products, parts = _products(features, mean, std), list(blocks(count, width))
+    if count <= width:
+        fitted = products @ np.linalg.solve(products + penalty * np.eye(count), right)
+    else:
+        each = (_standard(features[part], mean, std).T @ right[part] for part in parts)
+        weights = np.linalg.solve(products + penalty * np.eye(width), sum(each))
+        fitted = np.concatenate([_standard(features[part], mean, std) @ weights for part in parts])
+    answers, shares = fitted[:, : len(share)] + share, fitted[:, len(share) :] + 1 / count
+    apart = (labels - answers)[one[0]] / (1 - shares[one])[:, None]
+    return _Without(answers, shares, apart)
 
 
 def leave_one_out(
@@ -181,10 +250,12 @@ def leave_one_out(
     strengths = [count * penalty for penalty in penalties]
     losses = _losses(at, labels, sums, share, strengths, members)
     best = strengths[int(losses.argmin())]
+    shrink = 1 / (at.squares + best)
     answers, apart, effect = np.empty((count, classes)), np.empty((count, classes)), np.empty(count)
     for part, z in at.blocks():
         target = _targets(labels[part], classes)
-        answers[part], away = _apart(at, z, sums, share, best, target)
+        leverage = 1 / count + z**2 @ shrink
+        answers[part], away = _apart(z, sums * shrink[:, None], share, target, leverage)
         apart[part] = away
         spread = 1 / count + z**2 @ (at.squares / (at.squares + best) ** 2)
         effect[part] = np.sqrt(spread / count) * np.sqrt((away**2).sum(axis=1))
@@ -212,10 +283,12 @@ def _losses(
         z, target = at.of(rows), _targets(labels[rows], classes)
         for i, strength in enumerate(strengths):
             losses[i] += float((_unseen(at, z, sums, share, strength, target) ** 2).sum())
+    shrink = 1 / (at.squares[:, None] + strengths)
     for part, z in at.blocks():
         target = _targets(labels[part], classes)
-        for i, strength in enumerate(strengths):
-            away = _apart(at, z, sums, share, strength, target)[1]
+        leverages = 1 / len(labels) + z**2 @ shrink
+        for i in range(len(strengths)):
+            away = _apart(z, sums * shrink[:, i, None], share, target, leverages[:, i])[1]
             losses[i] += float((away[alone[part]] ** 2).sum())
     return losses
 
@@ -236,13 +309,12 @@ def _targets(labels: npt.NDArray[np.int64], classes: int) -> Floats:
 
 
 def _apart(
-    at: Coordinates, z: Floats, sums: Floats, share: Floats, strength: float, target: Floats
+    z: Floats, weights: Floats, share: Floats, target: Floats, leverage: Floats
 ) -> tuple[Floats, Floats]:
     """The answers to a block of images, and how far the targets are from the answers of the fits
-    that had not seen them; ``share`` is that of every class, (classes,)."""
-    shrink = 1 / (at.squares + strength)
-    answers = z @ (sums * shrink[:, None]) + share
-    leverage = 1 / len(at.features) + z**2 @ shrink
+    that had not seen them; ``share`` is that of every class, (classes,), and ``leverage`` what the
+    target of each image has in its own answer, (n,)."""
+    answers = z @ weights + share
     return answers, (target - answers) / (1 - leverage)[:, None]
 
 

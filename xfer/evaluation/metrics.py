@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from xfer.core.errors import ConfigError
-from xfer.core.long_array import zeros
+from xfer.core.long_array import copied
 from xfer.core.protocols import CustomMetric
 from xfer.core.types import LabelScore, Score
 from xfer.evaluation.statistics import wilson
@@ -91,11 +91,11 @@ def values(
     is the answer, and the first five are the top five. A value that logits of NaN would make up is
     NaN.
     """
-    z, truth = _doubles(logits), np.asarray(labels, np.int64)
+    z, truth = copied(logits, np.float64), np.asarray(labels, np.int64)
     defined = [metric for metric in with_parts(parts) if metric.has(z.shape[1])]
     if not all(np.isfinite(block).all() for block in _blocks(z)):
         return {metric.name: math.nan for metric in defined}
-    answers = Answers(z, truth, z.argmax(axis=1), *_by_image(_sums, z))
+    answers = Answers(z, truth, z.argmax(axis=1), *by_image(sums, z))
     return {metric.name: float(metric.compute(answers)) for metric in defined}
 
 
@@ -140,42 +140,24 @@ def check_names(parts: Parts, several: bool = False) -> None:
             raise ConfigError("trainer.metrics", what, fix, 21)
 
 
-def refuse_worse_end(monitor: str, mode: str, better: str) -> None:
-    """Raise ConfigError where ``monitor``, which is best at ``better``, is looked for at the other
-    end."""
-    if mode != better:
-        what = f"is {mode}, but the best {monitor} is its {better}imum"
-        raise ConfigError("checkpoint.mode", what, f"type checkpoint.mode={better}", 72)
-
-
 def _loss(answers: Answers) -> float:
     right = answers.logits[np.arange(len(answers.truth)), answers.truth]
     return float(np.mean(answers.largest - right + np.log(answers.total)))
 
 
-def _accuracy(answers: Answers) -> float:
-    return float(np.mean(answers.chosen == answers.truth))
-
-
-def _sums(z: Floats) -> tuple[Floats, Floats]:
+def sums(z: Floats) -> tuple[Floats, Floats]:
     """The largest logit of each image, and the sum of all exponentials over that one's."""
     largest = z.max(axis=1)
     return largest, np.exp(z - largest[:, None]).sum(axis=1)
 
 
-def _doubles(logits: npt.ArrayLike) -> Floats:
-    """``logits`` in double precision; of very many images, where the system can take them back."""
-    given = np.asarray(logits)
-    z: Floats = zeros(given.shape, np.float64)
-    z[...] = given
-    return z
-
-
-def _blocks(z: Floats) -> Iterator[Floats]:
+def _blocks(z: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
     return (z[i : i + _AT_ONCE] for i in range(0, len(z), _AT_ONCE))
 
 
-def _by_image(of: Callable[[Floats], tuple[Floats, ...]], z: Floats) -> tuple[Floats, ...]:
+def by_image(
+    of: Callable[[npt.NDArray[Any]], tuple[Floats, ...]], z: npt.NDArray[Any]
+) -> tuple[Floats, ...]:
     """What ``of`` gives of each image, an array or more of (n,), without a copy of all of ``z``."""
     parts = [of(block) for block in _blocks(z)] or [of(z)]
     return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
@@ -199,22 +181,25 @@ def _auroc(answers: Answers) -> float:
     counts = np.bincount(truth, minlength=z.shape[1])
     if (counts == 0).any() or (counts == len(truth)).any():
         return math.nan  # undefined for a class without, or with only, positive images
-    largest, total, second, rest = _by_image(_in_order, z)
+    largest, total, second, rest = by_image(_in_order, z)
     # Of the largest apart: what is left of the total without it may be lost in rounding.
     certain = (largest - second) - np.log(rest)
+    del second, rest
     areas = []
     for c in range(z.shape[1]):
-        below = z[:, c] - largest
-        unsure = below - np.log(np.maximum(total - np.exp(below), 1))
-        areas.append(_area(np.where(below == 0, certain, unsure), truth == c))
+        ranks = z[:, c] - largest
+        first = ranks == 0
+        ranks -= np.log(np.maximum(total - np.exp(ranks), 1))
+        ranks[first] = certain[first]
+        areas.append(_area(ranks, truth == c))
     return float(np.mean(areas))
 
 
 def _in_order(z: Floats) -> tuple[Floats, ...]:
-    """:func:`_sums` of all logits of an image, and of all but the largest. They are summed in order
+    """:func:`sums` of all logits of an image, and of all but the largest. They are summed in order
     of size: images with the same logits in other places are equals."""
     ordered = np.sort(z, axis=1)
-    return (*_sums(ordered), *_sums(ordered[:, :-1]))
+    return (*sums(ordered), *sums(ordered[:, :-1]))
 
 
 def _area(ranks: Floats, positive: npt.NDArray[np.bool_]) -> float:
@@ -260,7 +245,7 @@ def _top5(answers: Answers) -> float:
 
 # In the order of the tables. The line of an epoch shows the accuracy and what is added here.
 METRICS = (
-    Metric("acc", _accuracy, "max", "accuracy", share=True),
+    Metric("acc", lambda a: float(np.mean(a.chosen == a.truth)), "max", "accuracy", share=True),
     Metric("macro_f1", _macro_f1, "max", "macro F1", on_line=False),
     Metric("loss", _loss, "min", "loss", on_line=False),
     Metric("auroc", _auroc, "max", "AUROC", most=RANKED, on_line=False),

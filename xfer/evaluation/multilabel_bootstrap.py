@@ -4,17 +4,13 @@ precision, and how much of it is chance. No torch."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.seeds import derive
+from xfer.evaluation.metrics import Floats, Labels
 from xfer.evaluation.multilabel_metrics import label_values
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from xfer.evaluation.metrics import Floats, Labels
 
 _WORK = 2_000_000_000
 """Numbers that are added up, at most: more images and classes are drawn fewer times."""

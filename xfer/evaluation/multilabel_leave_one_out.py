@@ -8,18 +8,23 @@ coordinates of these, worked out when they are asked for and not kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from xfer.evaluation.leave_one_out import Coordinates, LeftOut, coordinates, leave_one_out
+from xfer.core.live_line import working
+from xfer.evaluation.leave_one_out import (
+    Coordinates,
+    coordinates,
+    leave_one_out,
+    without_some,
+)
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from xfer.evaluation.leave_one_out import Floats
 
     Labels = npt.NDArray[np.int64]
@@ -51,11 +56,15 @@ class LabelsLeftOut:
         """For each of some images: of how many others something else is said without it, where a
         label is said to be there from its answer in ``cuts``, (classes,), on."""
         moved = np.zeros((len(images), len(self.labels)), bool)
-        for columns, known, one in _fits(self.at, self.labels):
+        for columns, known in known_alike(self.labels):
             rows = np.flatnonzero(known)
             asked = [i for i, image in enumerate(images) if known[image]]
             inside = np.searchsorted(rows, [images[i] for i in asked]).tolist()
-            otherwise = one.moved(inside, partial(np.less_equal, cuts[columns]))
+            those = self.labels[np.ix_(rows, columns)]
+            part = self.at.features if known.all() else self.at.features[known]
+            penalty, shared = self.penalties[columns[0]], self.at.shared
+            without = without_some(part, those, penalty, inside, shared)
+            otherwise = without.moved(inside, partial(np.less_equal, cuts[columns]))
             for i, others in zip(asked, otherwise, strict=True):
                 moved[i, rows] |= others.any(axis=1)
         return [int(others.sum()) for others in moved]
@@ -67,26 +76,25 @@ def labels_left_out(at: Coordinates, labels: Labels, groups: Labels | None = Non
     are known of the same images has the penalty that is best for it."""
     held_out, effects = np.zeros(labels.shape), np.zeros(labels.shape)
     penalties = np.zeros(labels.shape[1])
-    for columns, known, one in _fits(at, labels, groups):
-        some = np.ix_(known, columns)
-        held_out[some] = one.held_out(labels[some])
-        effects[some] = one.effects
-        penalties[columns] = one.penalty
+    alike = known_alike(labels)
+    with working("regressions of labels", len(alike)) as advance:
+        for columns, known in alike:
+            some = np.ix_(known, columns)
+            part = at if known.all() else coordinates(at.features[known], at.shared)
+            together = None if groups is None else groups[known]
+            one = leave_one_out(part, labels[some], len(columns), groups=together)
+            held_out[some] = one.held_out(labels[some])
+            effects[some] = one.effects
+            penalties[columns] = one.penalty
+            advance(1)
     return LabelsLeftOut(at, labels, held_out, effects, penalties)
 
 
-def _fits(
-    at: Coordinates, labels: Labels, groups: Labels | None = None
-) -> Iterator[tuple[Labels, npt.NDArray[np.bool_], LeftOut]]:
-    """The labels that are known of the same images, int64 (m,), those images, bool (n,), and the
-    regressions on them."""
+def known_alike(labels: Labels) -> list[tuple[Labels, npt.NDArray[np.bool_]]]:
+    """The labels, int64 (m,), that are known of the same images, and those images, bool (n,);
+    ``labels`` int64 (n, classes) of 1, 0 and -1 for unknown. None that is known of no image."""
     alike: dict[bytes, list[int]] = {}
     for label, known in enumerate((labels >= 0).T):
-        alike.setdefault(known.tobytes(), []).append(label)
-    for columns in map(np.array, alike.values()):
-        known = labels[:, columns[0]] >= 0
         if known.any():
-            part = at if known.all() else coordinates(at.features[known])
-            those = labels[np.ix_(known, columns)]
-            together = None if groups is None else groups[known]
-            yield columns, known, leave_one_out(part, those, len(columns), groups=together)
+            alike.setdefault(known.tobytes(), []).append(label)
+    return [(np.array(some), labels[:, some[0]] >= 0) for some in alike.values()]

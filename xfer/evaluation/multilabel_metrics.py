@@ -136,10 +136,6 @@ def mean_average_precision(logits: Floats, labels: Labels) -> float:
     return float(each.mean()) if len(each) else math.nan
 
 
-def _mean_ap(answers: LabelAnswers) -> float:
-    return mean_average_precision(answers.logits, answers.labels)
-
-
 def class_f1(answers: LabelAnswers) -> Floats:
     """F1 a class, float64 (classes,); NaN for a class that nobody has or is given."""
     right, said, had = answers.counts
@@ -224,7 +220,7 @@ def _hits(k: int) -> Callable[[LabelAnswers], float]:
 
 # In the order of the tables.
 LABEL_METRICS = (
-    Metric("map", _mean_ap, "max", "mAP"),
+    Metric("map", lambda a: mean_average_precision(a.logits, a.labels), "max", "mAP"),
     Metric("macro_f1", _macro_f1, "max", "macro F1"),
     Metric("micro_f1", _micro_f1, "max", "micro F1", on_line=False),
     Metric("acc", _exact_match, "max", "exact match", share=True, on_line=False),

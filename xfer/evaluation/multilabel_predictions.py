@@ -1,24 +1,22 @@
-"""Answers with several labels an image: their table, and their lines for people. No torch."""
+"""Answers with several labels an image: their table, written and read again, and their lines for
+people. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
-from xfer.core.types import Predictions
+from xfer.core.types import Array, Predictions
 from xfer.evaluation.certificate_answers import certificate_columns, words_beside
-from xfer.evaluation.table_file import Column
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from xfer.core.types import Array
+from xfer.evaluation.table_file import Column, cell
 
 _SIGNS = ("|", ";", "/", "+", ",")
 _SHOWN = 20
+_LEAST = 1e-7  # what six decimals leave open
 
 
 def label_columns(block: Predictions) -> list[Column]:
@@ -32,7 +30,7 @@ def label_columns(block: Predictions) -> list[Column]:
     table = [Column("path", block.names)]
     if block.labels is not None:
         table.append(Column("label", [labels_cell(row, classes, sign) for row in block.labels]))
-    given = [sign.join(_named(row, classes)) for row in block.said]
+    given = [sign.join(compress(classes, row)) for row in block.said]
     numbers = [Column(f"p_{name}", shares[:, i]) for i, name in enumerate(classes)]
     last = [*certificate_columns(block), *views_column(block)]
     return [*table, Column("prediction", given), *numbers, *last]
@@ -48,10 +46,6 @@ def sign_for(classes: Sequence[str]) -> str:
     """What stands between labels: the first sign that is in no class's name."""
     free = (sign for sign in _SIGNS if not any(sign in name for name in classes))
     return next(free, "\t")
-
-
-def _named(said: Array, classes: Sequence[str]) -> list[str]:
-    return [name for name, yes in zip(classes, said, strict=True) if yes]
 
 
 def labels_cell(labels: Array, classes: Sequence[str], sign: str) -> str:
@@ -87,3 +81,45 @@ def label_summary(answers: Predictions, path: Path) -> list[str]:
     rest = f"; the first {len(lines)} are shown" if n > len(lines) else ""
     each = f", each the mean over {answers.views} views," if answers.views > 1 else ""
     return [*lines, f"{n} prediction{'s' * (n != 1)}{each} in {path}{rest}"]
+
+
+def read_label_table(rows: Iterable[Mapping[str, str]], classes: Sequence[str]) -> Predictions:
+    """The answers of ``rows``, as :func:`label_columns` has them: logits of the probabilities, and
+    what each image was said to have.
+
+    Raises KeyError for a column that is not there, ValueError for a label that is no class, and for
+    a probability that is none.
+    """
+    given, sign = list(rows), sign_for(classes)
+    shares = np.empty((len(given), len(classes)))
+    labels, said = np.zeros(shares.shape, np.int64), np.zeros(shares.shape, np.bool_)
+    at = {name: i for i, name in enumerate(classes)}
+    columns = [f"p_{cell(name)}" for name in classes]
+    for i, row in enumerate(given):
+        shares[i] = [float(row[name]) for name in columns]
+        for name in _names_in(row["label"], sign):
+            known = name in at  # else a question mark is before it, or it is no class
+            labels[i, _place(name if known else name.removeprefix("?"), at)] = 1 if known else -1
+        for name in _names_in(row["prediction"], sign):
+            said[i, _place(name, at)] = True
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise ValueError("a probability is not between 0 and 1")
+    within = np.clip(shares, _LEAST, 1 - _LEAST)
+    odds = (np.log(within) - np.log1p(-within)).astype(np.float32)
+    views = int(given[0].get("views") or 1) if given else 1
+    names = tuple(row["path"] for row in given)
+    task = {"kind": "multilabel"}
+    return Predictions(names, odds, labels, tuple(classes), views, task=task, saying=said)
+
+
+def _names_in(text: str, sign: str) -> list[str]:
+    """The names in a cell, without the apostrophe that keeps a spreadsheet from running it."""
+    if text.startswith("'") and cell(text[1:]) == text:
+        text = text[1:]
+    return [name for name in text.split(sign) if name]
+
+
+def _place(name: str, at: Mapping[str, int]) -> int:
+    if name not in at:
+        raise ValueError(f"there is no class '{name[:40]}'")
+    return at[name]

@@ -3,8 +3,8 @@ had not seen it.
 
 As :mod:`xfer.evaluation.wrong_labels`, a label at a time: a contaminated regression (Copas, 1988),
 here with an offset, since most images lack a rare label, and two probabilities of a wrong answer,
-since a label is forgotten more often than invented. The logistic curve alone is taken: with these
-it does not state too much. What comes out is one probability for every answer, so that those of all
+since a label is forgotten more often than invented; scale, offset and both are those under which
+what is said is likeliest. What comes out is one probability for every answer, so that those of all
 labels are ranked together.
 """
 
@@ -13,15 +13,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
+from xfer.evaluation.wrong_labels import MISREAD
 
-    Floats = npt.NDArray[np.float64]
-    Labels = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
 
 _SCALE, _ODDS = 1.0, -3.0
 """Logarithm of the scale, and log-odds of a wrong answer, that the search begins with."""
@@ -138,7 +138,7 @@ class _Fit(NamedTuple):
 def _contaminated(answers: Floats, said: Labels) -> _Fit:
     """The fit to the answers (n,) for one label, and whether it is said to be there (n,)."""
     from scipy.optimize import minimize
-    from scipy.special import expit
+    from scipy.special import expit, ndtr
 
     spread = float(answers.std()) or 1.0
     apart, there = answers / spread, said == 1
@@ -147,7 +147,9 @@ def _contaminated(answers: Floats, said: Labels) -> _Fit:
     def of_said(values: Any) -> tuple[Floats, Floats, Floats]:
         scale, at, *odds = values
         invented, forgotten = (0.5 * expit(float(value)) for value in odds)  # at most by chance
-        has = expit(math.exp(np.clip(scale, -20, 6)) * (apart - at))
+        has = ndtr(math.exp(np.clip(scale, -20, 6)) * (apart - at))
+        misread = MISREAD * np.minimum(has, 1 - has).mean()
+        has = has + misread * (1 - 2 * has)
         missed = np.where(there, invented * (1 - has), forgotten * has)
         right = np.where(there, (1 - forgotten) * has, (1 - invented) * (1 - has))
         return has, missed, np.maximum(missed + right, _LEAST)

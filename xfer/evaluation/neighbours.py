@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
+
+from xfer.core.long_array import zeros
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from xfer.evaluation.leave_one_out import Coordinates
 
     Vectors = npt.NDArray[np.float32]
@@ -47,10 +48,13 @@ def directions(at: Coordinates) -> tuple[Vectors, Vectors]:
     """The direction of each image from the mean of all, float32 (n, r) of length 1, and how far it
     is, (n,). The direction of one that is the mean is 0."""
     width = min(AXES, len(at.squares))
-    parts = [z[:, :width].astype(np.float32) for _, z in at.blocks()]
-    vectors = np.concatenate(parts) if parts else np.empty((0, width), np.float32)
-    lengths = np.linalg.norm(vectors, axis=1)
-    return np.asarray(vectors / np.where(lengths > 0, lengths, 1)[:, None], np.float32), lengths
+    count = len(at.features)
+    vectors, lengths = zeros((count, width), np.float32), np.empty(count, np.float32)
+    for part, z in at.blocks():
+        turned = z[:, :width].astype(np.float32)
+        lengths[part] = away = np.linalg.norm(turned, axis=1)
+        vectors[part] = turned / np.where(away > 0, away, 1)[:, None]
+    return vectors, lengths
 
 
 def nearest(

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xfer.config.verbs import override, quoted
 from xfer.core.card_schema import Classes, TaskFacts, read_recipe, recipe_of, text_of
 from xfer.core.certificate import CertificateFacts
 from xfer.core.errors import (
+    Attempts,
     CombinationError,
     ConfigError,
     DataError,
@@ -30,7 +32,7 @@ from xfer.core.live_line import working
 from xfer.core.log import log
 from xfer.core.read_back import checked
 from xfer.core.run_folder import best_checkpoint
-from xfer.core.types import InputSpec, Plain, Predictions, Tta, class_name
+from xfer.core.types import Array, InputSpec, Plain, Predictions, Samples, Tta, class_name
 from xfer.data.preprocess import check_size, named
 from xfer.data.tta import VIEWS, check_tta, prepare_views, tta_facts, tta_words
 from xfer.evaluation.certificate_answers import warn_of_views
@@ -48,7 +50,6 @@ from xfer.evaluation.predict import find, mean_over_views, predict_split, summar
 
 if TYPE_CHECKING:
     from xfer.config.specs import ModelFile, Specs
-    from xfer.core.types import Array, Samples
 
 _BATCH = 32
 _THREADS = 2  # decoding images while the network works on those before
@@ -82,19 +83,10 @@ def open_model(asked: ModelFile) -> OnnxModel:
     session = open_session(path)
     batch, pictures = _input(path, session)
     said = session.get_modelmeta().custom_metadata_map
-    errors: list[XferError] = []
-    classes: tuple[str, ...] = ()
-    recipe: InputSpec | None = None
-    try:
-        classes = _classes(path, asked.labels, said)
-    except XferError as error:
-        errors.append(error)
-    try:
-        known = asked.recipe is not None or "preprocess" in said
-        recipe = _recipe(path, asked.recipe, said) if known or not pictures else None
-    except XferError as error:
-        errors.append(error)
-    raise_all(errors)
+    attempt, known = Attempts(), asked.recipe is not None or "preprocess" in said
+    classes = attempt(_classes, path, asked.labels, said) or ()
+    recipe = attempt(_recipe, path, asked.recipe, said) if known or not pictures else None
+    raise_all(attempt.errors)
     warn_if_stale(path)
     outputs = promises(session)
     run = several(session, session.get_outputs()[0].name, *outputs)
@@ -188,14 +180,19 @@ def warn_if_stale(path: Path) -> None:
     if path.resolve().parent.name != "export" or not checkpoint.is_file():
         return
     if checkpoint.stat().st_mtime > path.stat().st_mtime:
-        fix = f"'stages=[export]' checkpoint.path={run}"
+        fix = f"'stages=[export]' {quoted(override('checkpoint.path', str(run)))}"
         log.warning(f"{path} is older than its checkpoint; to export again: {fix}")
 
 
 def facts(specs: Specs, model: OnnxModel) -> Plain:
     """What is known before the work, for ``plan.json``. Raises CombinationError for views that the
     file cannot be given."""
-    _check_views(model, specs.tta)
+    if specs.tta != "none" and (model.pictures or model.recipe is None):
+        what = f"{model.path} takes whole pictures and crops them itself, so that it has no views"
+        fix = "type predict.model=model.onnx, which takes what is prepared, or checkpoint.path=RUN"
+        raise CombinationError("tta", what, fix, 22)
+    if model.recipe is not None:
+        check_tta(model.recipe, specs.tta)
     return {
         "experiment": specs.experiment,
         "stages": list(specs.stages),
@@ -230,18 +227,9 @@ def in_words(specs: Specs, known: Plain, several: bool) -> str:
         lines.append(("answers", views))
     if known["certificate"]:
         of = known["certificate"]
-        said = f"sets with {promise(of['coverage'], of['by_class'], several)}"
+        said = f"prediction sets with {promise(of['coverage'], of['by_class'], several)}"
         lines.append(("certificate", said if specs.tta == "none" else one_view_words(specs.tta)))
     return "\n".join(f"{name:<11}  {printable(text)}" for name, text in lines)
-
-
-def _check_views(model: OnnxModel, tta: Tta) -> None:
-    if tta != "none" and (model.pictures or model.recipe is None):
-        what = f"{model.path} takes whole pictures and crops them itself, so that it has no views"
-        fix = "type predict.model=model.onnx, which takes what is prepared, or checkpoint.path=RUN"
-        raise CombinationError("tta", what, fix, 22)
-    if model.recipe is not None:
-        check_tta(model.recipe, tta)
 
 
 def predict(
@@ -278,9 +266,10 @@ def answers(model: OnnxModel, samples: Samples, tta: Tta = "none") -> Prediction
         answered = predict_split(run, batches, samples, model.classes, broken)
     warn_of_broken(broken, len(samples))
     logits = answered.logits
-    if model.task:
-        logits = _log_odds(logits) if model.pictures else logits
-    elif tta == "none":
+    if model.task and model.pictures:  # probabilities, a sigmoid each
+        shares = np.clip(logits.astype(np.float64), 1e-12, 1 - 1e-12)
+        logits = np.log(shares / (1 - shares))
+    elif tta == "none" and not model.task:
         logits = _as_logits(logits)
     logits = logits.astype(np.float32)
     answered = replace(answered, logits=logits, task=model.task, views=VIEWS[tta])
@@ -316,12 +305,6 @@ def _as_logits(answers: Array) -> Array:
     if (answers >= 0).all() and np.allclose(answers.sum(axis=1), 1, atol=1e-4):
         return np.asarray(np.log(np.maximum(answers, 1e-30)))
     return answers
-
-
-def _log_odds(shares: Array) -> Array:
-    """The logits whose sigmoids are ``shares``."""
-    p = np.clip(shares.astype(np.float64), 1e-12, 1 - 1e-12)
-    return np.asarray(np.log(p / (1 - p)))
 
 
 def _batches(

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from xfer.core.errors import WeightsError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from xfer.core.types import Array
-
+from xfer.core.types import Array
 
 PREDICTION_SET, P_UNLIKE = "prediction_set", "p_unlike"
 """The outputs of a file with a certificate, after its answers."""

@@ -7,23 +7,29 @@ import csv
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.files import read_text
 from xfer.core.run_folder import run_of
 from xfer.core.text_columns import repeated
-from xfer.core.types import Plain, Predictions, no_better
+from xfer.core.types import Plain, Predictions, no_better, sigmoid
 from xfer.evaluation import metrics
-from xfer.evaluation.csv_cell import cell
+from xfer.evaluation.metrics import Floats
+from xfer.evaluation.multilabel_metrics import (
+    LabelAnswers,
+    average_precisions,
+    best_thresholds,
+    class_f1,
+    values_of,
+)
 from xfer.evaluation.predict import write_predictions
-from xfer.evaluation.statistics import resampled
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
+from xfer.evaluation.statistics import resampled, resampled_t
+from xfer.evaluation.table_file import cell
 
 TABLE = "predictions_oof.csv"
 """The table of a cross-validation in the run folder."""
@@ -52,19 +58,19 @@ class OutOfFold:
     @property
     def first(self) -> Predictions:
         """The answers of the first repeat, one an image."""
-        return Predictions(self.names, self.logits[0], self.labels, self.classes)
+        return self.answers(slice(0, 1))
+
+    def answers(self, repeats: slice) -> Predictions:
+        """The answers of these repeats after each other."""
+        logits = self.logits[repeats]
+        names = repeated(self.names, times := len(logits))
+        labels = np.concatenate([self.labels] * times)
+        return Predictions(names, logits.reshape(len(labels), -1), labels, self.classes)
 
     def write(self, path: Path) -> None:
         """Write a row an image and repeat: ``path, repeat, fold, label, prediction, ...``, both
         counted from 0."""
-        repeats, n = self.folds.shape
-        pooled = Predictions(
-            repeated(self.names, repeats),
-            self.logits.reshape(repeats * n, -1),
-            np.tile(self.labels, repeats),
-            self.classes,
-        )
-        write_predictions(pooled, path, columns_of(self.folds))
+        write_predictions(self.answers(slice(None)), path, columns_of(self.folds))
 
     def facts(self, parts: metrics.Parts = _NO_PARTS) -> Plain:
         """What ``result.json`` has as ``cv``: every metric over all rows of the table, the interval
@@ -76,13 +82,16 @@ class OutOfFold:
         folds = len(by_fold) // repeats
         accs = [row["acc"] for row in by_fold] if self.grouped else []
         low, high = resampled(values["acc"], n, folds, repeats, accs)
+        score = metrics.score(pooled, labels, self.classes, used_for_selection=False)
         return {
             "folds": folds,
             "repeats": repeats,
             "n": n,
             **{name: None if math.isnan(value) else value for name, value in values.items()},
             "acc_ci95": [low, high],
-            "per_class": self._per_class(pooled, labels, repeats),
+            "per_class": {
+                name: row | {"n": int(row["n"]) // repeats} for name, row in score.per_class.items()
+            },
             "per_fold": by_fold,
             "final_epochs": self.final_epochs,
             "used_for_selection": self.chose,
@@ -94,15 +103,6 @@ class OutOfFold:
         values = metrics.values(logits, labels)
         place = {"repeat": repeat, "fold": fold, "n": int(held.sum())}
         return {**place, "acc": values["acc"], "loss": values["loss"]}
-
-    def _per_class(
-        self, pooled: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], repeats: int
-    ) -> Plain:
-        """Precision, recall and F1 over all rows; ``n`` counts images."""
-        score = metrics.score(pooled, labels, self.classes, used_for_selection=False)
-        return {
-            name: row | {"n": int(row["n"]) // repeats} for name, row in score.per_class.items()
-        }
 
 
 def turns_of(folds: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
@@ -133,9 +133,14 @@ def title_of(cv: Plain) -> str:
     return "cv mAP" if "map" in cv else "cv accuracy"
 
 
-def fitted_on(checkpoint: Path | None, split: str, names: Sequence[str]) -> list[str]:
-    """A remark where images of ``split`` have the ``names`` of those that the final model of a
-    cross-validation was fitted on: its run's table has them all, and its split is none of them."""
+def fitted_on(
+    checkpoint: Path | None, split: str, names: Sequence[str], was: str | None
+) -> list[str]:
+    """A remark where the network has learned from images of ``split``: that ``was`` the run's
+    ``train``, or they have the ``names`` of those that the final model of a cross-validation was
+    fitted on: its run's table has them all, and its split is none of them."""
+    if was == "train":
+        return [f"{split}: the checkpoint was trained on these images"]
     run = run_of(checkpoint) if checkpoint else None
     if run is None or not (run / TABLE).is_file():
         return []
@@ -151,3 +156,107 @@ def fitted_on(checkpoint: Path | None, split: str, names: Sequence[str]) -> list
         f"{split}: {count} of {len(names)} images {have} that the checkpoint was fitted on, and "
         "its cross-validation has scored; this score is too good"
     ]
+
+
+@dataclass(frozen=True)
+class LabelOutOfFold(OutOfFold):
+    """The same with several labels an image: ``labels`` int64 (n, classes) of 1, 0 and -1 for
+    unknown. ``given`` is the threshold of all classes; without one those of a fold have the best F1
+    a class on the answers of the other folds, so that no image chooses the threshold that judges
+    it."""
+
+    given: float | None = None
+
+    @cached_property
+    def said(self) -> npt.NDArray[np.bool_]:
+        """What each image is said to have in each repeat, bool (repeats, n, classes)."""
+        said = np.empty(self.logits.shape, np.bool_)
+        for repeat, fold in turns_of(self.folds):
+            held = self.folds[repeat] == fold
+            cuts: Floats | float | None = self.given
+            if cuts is None:
+                cuts = best_thresholds(self.logits[repeat, ~held], self.labels[~held])
+            said[repeat, held] = sigmoid(self.logits[repeat, held].astype(np.float64)) >= cuts
+        return said
+
+    def answers(self, repeats: slice) -> Predictions:
+        """See :meth:`OutOfFold.answers`."""
+        task = {"kind": "multilabel", "chosen_on": "given" if self.given else "folds"}
+        said = self.said[repeats].reshape(-1, len(self.classes))
+        return replace(super().answers(repeats), task=task, saying=said)
+
+    def facts(self, parts: metrics.Parts = _NO_PARTS) -> Plain:
+        """What ``result.json`` has as ``cv``.
+
+        F1, exact matches, the Hamming loss, the loss and the calibration error are those of all
+        rows of the table together. An average precision is the mean over the folds, each of which
+        ranks the answers of one fit: those of several are not on one scale (G. Forman and M.
+        Scholz, "Apples-to-apples in cross-validation studies", 2010). The intervals of mAP and F1
+        are those of the corrected resampled t-test, see
+        :func:`xfer.evaluation.statistics.resampled_t`.
+        """
+        repeats, n = self.folds.shape
+        logits, said = self.logits.reshape(repeats * n, -1), self.said.reshape(repeats * n, -1)
+        labels = np.tile(self.labels, (repeats, 1))
+        every = LabelAnswers(logits.astype(np.float64), labels, said)
+        by_fold = [self._label_fold(repeat, fold) for repeat, fold in turns_of(self.folds)]
+        folds = len(by_fold) // repeats
+        rows = [row for row, _ in by_fold]
+        maps = [row["map"] for row in rows if row["map"] is not None]
+        values = values_of(every, parts) | {"map": float(np.mean(maps)) if maps else math.nan}
+        ends = resampled_t(values["map"], maps, folds)
+        return {
+            "folds": folds,
+            "repeats": repeats,
+            "n": n,
+            **{name: None if math.isnan(value) else value for name, value in values.items()},
+            "acc_ci95": list(resampled(values["acc"], n, folds, repeats)),
+            "map_ci95": None if ends is None else list(ends),
+            "per_class": self._per_label(every, [each for _, each in by_fold], repeats, folds),
+            "per_fold": rows,
+            "thresholds_chosen_on": "given" if self.given else "the other folds",
+            "final_epochs": self.final_epochs,
+            "used_for_selection": self.chose,
+        }
+
+    def _label_fold(self, repeat: int, fold: int) -> tuple[Plain, LabelAnswers]:
+        held = self.folds[repeat] == fold
+        logits = self.logits[repeat, held].astype(np.float64)
+        answers = LabelAnswers(logits, self.labels[held], self.said[repeat, held])
+        values = values_of(answers)
+        kept = {name: values[name] for name in ("map", "macro_f1", "acc", "loss")}
+        known = {name: None if math.isnan(value) else value for name, value in kept.items()}
+        return {"repeat": repeat, "fold": fold, "n": int(held.sum()), **known}, answers
+
+    def _per_label(
+        self, every: LabelAnswers, by_fold: list[LabelAnswers], repeats: int, folds: int
+    ) -> Plain:
+        """F1, precision and recall over all rows, the mean average precision of the folds, and how
+        many images have the label and are known to have it or not."""
+        right, said, had = every.counts
+        known, f1 = every.known.sum(axis=0), class_f1(every)
+        each_f1 = np.array([class_f1(answers) for answers in by_fold])
+        areas = np.array([_areas(answers) for answers in by_fold])
+        facts: Plain = {}
+        for c, name in enumerate(self.classes):
+            f1s, aps = (
+                column[np.isfinite(column)].tolist() for column in (each_f1[:, c], areas[:, c])
+            )
+            ends = None if math.isnan(f1[c]) else resampled_t(float(f1[c]), f1s, folds)
+            facts[name] = {
+                "n": int(had[c]) // repeats,
+                "known": int(known[c]) // repeats,
+                "ap": float(np.mean(aps)) if aps else None,
+                "precision": float(right[c] / said[c]) if said[c] else None,
+                "recall": float(right[c] / had[c]) if had[c] else None,
+                "f1": None if math.isnan(f1[c]) else float(f1[c]),
+                "f1_ci95": None if ends is None else list(ends),
+            }
+        return facts
+
+
+def _areas(answers: LabelAnswers) -> Floats:
+    """The average precision a class; NaN where no image of a fold has the label, or all have."""
+    areas = average_precisions(answers.logits, answers.labels)
+    lacks = (answers.labels == 0).any(axis=0)
+    return np.where(lacks, areas, math.nan)

@@ -19,10 +19,11 @@ from xfer.core.long_array import zeros
 from xfer.core.text_columns import Made, Picked, Texts
 from xfer.core.types import PixelRange, Predictions, Samples
 from xfer.data.bit_depth import range_remarks
-from xfer.data.image import SUFFIXES, to_rgb
+from xfer.data.image import SUFFIXES, broken_image, to_rgb
 from xfer.data.image_bytes import ImagePlace
-from xfer.data.image_places import FilesBelow
+from xfer.data.image_places import FilesBelow, lasting
 from xfer.data.scan import examine
+from xfer.data.unlabelled import in_source
 from xfer.data.walk import NO_IMAGE, Tree, is_hidden, note_lines
 from xfer.evaluation.certificate_answers import certificate_columns, words_beside
 from xfer.evaluation.metrics import FEW
@@ -43,36 +44,45 @@ LOGITS = "logits_val.npy"
 
 def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
     """Image files named by folders (walked as training walks them), files or glob patterns,
-    sorted, without labels (-1). What is broken or left out is counted in a warning.
+    sorted, or the images of one table, data set or folder of shards or arrays
+    (:func:`xfer.data.unlabelled.in_source`); without labels (-1). What is broken or left out is
+    counted in a warning.
 
     ``over`` is the range of files of more than 8 bits. Raises DataError when an input names
     nothing, or no file is an image.
     """
     given = [_named(text) for text in inputs]
-    paths = (
-        given[0] if len(given) == 1 else list(dict.fromkeys(itertools.chain.from_iterable(given)))
-    )
+    names, paths = given[0]
+    if len(given) > 1:
+        paths = list(dict.fromkeys(itertools.chain.from_iterable(some for _, some in given)))
+        names = _called(paths)
     facts = examine(paths, Path.cwd())
     broken = facts.broken
     if len(broken) == len(facts):
-        none = f"none of {len(paths)} files is an image" if len(paths) > 1 else "is no image"
-        what = f"{none} ({broken[0].path.name}: {broken[0].problem})"
-        raise DataError(inputs[0], what, "give a folder of images", 46)
+        first, reason = broken[0].path, str(broken[0].problem)
+        error = broken_image(first, reason)
+        if len(paths) == 1:
+            raise error
+        what = f"none of {len(paths)} files is an image ({first.name}: {reason})"
+        raise DataError(inputs[0], what, f"{error.fix}, or give a folder of images", 46)
     if broken:
-        shown = "; ".join(f"{printable(f.path)}: {f.problem}" for f in broken[:5])
-        log.warning(f"{_broken(len(broken), len(paths))}: {shown}")
+        _warn("broken", [(file.path, file.problem) for file in broken], len(paths))
     for line in range_remarks(facts.deep, over)[1:]:
         log.warning(line)
     sound = np.delete(np.arange(len(paths)), sorted(facts.problems))
     return Samples(
-        names=Picked(Made(len(paths), partial(_called, paths)), sound),
+        names=Picked(names, sound),
         labels=np.full(len(sound), -1, np.int64),
-        images=facts.files(sound, over, paths),
+        images=facts.files(sound, over, lasting(paths)),
         sha256="",
     )
 
 
-def _called(paths: Sequence[ImagePlace], position: int) -> str:
+def _called(paths: Sequence[ImagePlace]) -> Sequence[str]:
+    return Made(len(paths), partial(_name_of, paths))  # which other ranks can be sent
+
+
+def _name_of(paths: Sequence[ImagePlace], position: int) -> str:
     return str(paths[position])
 
 
@@ -106,8 +116,9 @@ def _picture(item: Any, position: int) -> Image:
     raise DataError(where, what, fix, 63)
 
 
-def _named(text: str) -> Sequence[ImagePlace]:
-    """The images that ``text`` names; what else it names is a warning."""
+def _named(text: str) -> tuple[Sequence[str], Sequence[ImagePlace]]:
+    """What the images that ``text`` names are called, and where they are; what else it names is a
+    warning."""
     fix = "give predict.input=FOLDER, FILE or 'GLOB'"
     images: Sequence[ImagePlace]
     left_out: list[str] = []
@@ -117,15 +128,21 @@ def _named(text: str) -> Sequence[ImagePlace]:
             images, left_out = _walked(path)
         else:
             images, left_out = ([path], []) if path.is_file() else _matches(path)
+        # A folder of images is that, whatever lies beside them.
+        source = in_source(path) if path.is_file() or not images else None
     except (OSError, ValueError, RuntimeError) as error:
         # Too long, a NUL, an unknown home folder, or stars that pathlib does not take.
         reason = path_problem(text) or getattr(error, "strerror", None) or str(error)
         raise DataError(text[:200], f"cannot be searched for ({reason})", fix, 44) from error
+    if source:
+        for line in source.remarks:
+            log.info(f"{printable(text)}: {line}")
+        return source.names, source.places
     if not images:
         raise DataError(text, "; ".join(["names no image file", *left_out]), fix, 44)
     for line in left_out:
         log.warning(f"{printable(text)}: {line}")
-    return images
+    return _called(images), images
 
 
 def _walked(folder: Path) -> tuple[FilesBelow, list[str]]:
@@ -169,16 +186,20 @@ def _why_not(path: Path, named: Sequence[str]) -> str:
     return "" if path.suffix.lower() in SUFFIXES else NO_IMAGE
 
 
-def _broken(some: int, count: int) -> str:
-    return f"{some} of {count} files {'is' if some == 1 else 'are'} broken and left out"
+def _warn(what: str, some: Sequence[tuple[object, str | None]], count: int) -> None:
+    shown = [f"{printable(file)}: {why}" for file, why in some[:5]]
+    shown += [f"{len(some) - 5} more"] * (len(some) > 5)
+    are = f"{len(some)} of {count} files {'is' if len(some) == 1 else 'are'}"
+    log.warning(f"{are} {what} and left out: {'; '.join(shown)}")
 
 
 def warn_of_broken(broken: Sequence[XferError], count: int) -> None:
-    """Count the files that could not be decoded in a warning; raise when it is all ``count``."""
+    """Count the files in a warning that :func:`find` took for sound and decoding did not; raise
+    when it is all ``count``."""
     if len(broken) == count:
         raise broken[0]
     if broken:
-        log.warning(f"{_broken(len(broken), count)}: {broken[0]}")
+        _warn("broken inside", [(error.where, error.what) for error in broken], count)
 
 
 def predict_split(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from xfer.core.types import LabelScore, Score
 
 _Z = 1.959963984540054
 
@@ -62,18 +64,32 @@ def resampled_t(centre: float, values: Sequence[float], folds: int) -> tuple[flo
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
+def apart(scores: Mapping[str, Score | LabelScore]) -> list[str]:
+    """A line where test is answered worse than val by more than three standard errors of the
+    difference of two shares; none where one of the two has no score."""
+    val, test = scores.get("val"), scores.get("test")
+    if val is None or test is None:
+        return []
+    share = (val.acc * val.n + test.acc * test.n) / (val.n + test.n)
+    error = math.sqrt(share * (1 - share) * (1 / val.n + 1 / test.n))
+    if val.acc - test.acc <= 3 * error:
+        return []
+    return [
+        f"test is answered worse than val, and chance does not explain it: {test.acc:.4f} of "
+        f"{test.n} images, {val.acc:.4f} of {val.n}. Its images are of another kind, or those of "
+        "val are too much like those of train"
+    ]
+
+
 def mcnemar(first: int, second: int) -> float:
     """The two-sided p of McNemar's exact test (Q. McNemar, 1947).
 
     ``first`` and ``second`` count the images that only the one or only the other classifier got
     right. Between equally good ones each such image falls to either side like a fair coin.
     """
-    n = first + second
-    tail, ways = 0, 1
-    for k in range(min(first, second) + 1):
-        tail += ways
-        ways = ways * (n - k) // (k + 1)  # n over k, exactly, also beyond a float's range
-    return min(1.0, 2 * tail / (1 << n))
+    from scipy.stats import binomtest
+
+    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
 
 
 def paired_difference(first: int, second: int, n: int) -> tuple[float, float]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from xfer.core.files import atomic_write
-from xfer.evaluation.csv_cell import cell, write_csv
-
-if TYPE_CHECKING:
-    from xfer.core.types import Array
+from xfer.core.types import Array
 
 _GROUP = 64  # blocks of a row group
 
@@ -34,7 +33,14 @@ def write_blocks(blocks: Iterable[Sequence[Column]], path: Path) -> None:
     if path.suffix == ".parquet":
         atomic_write(path, lambda part: _write_parquet(blocks, part))
     else:
-        write_csv(path, _rows(blocks))
+        rows = _rows(blocks)
+
+        def fill(part: Path) -> None:
+            # surrogateescape: as write_text has it.
+            with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+                csv.writer(stream, lineterminator="\n").writerows(rows)
+
+        atomic_write(path, fill)
 
 
 def _rows(blocks: Iterable[Sequence[Column]]) -> Iterator[Sequence[object]]:
@@ -78,3 +84,13 @@ def _write_parquet(blocks: Iterable[Sequence[Column]], part: Path) -> None:
         while group:
             writer.write_table(arrow.concat_tables(group))
             group = list(itertools.islice(tables, _GROUP))
+
+
+def cell(text: str) -> str:
+    """``text`` as a CSV cell that no spreadsheet runs as a formula."""
+    return "'" + text if _FORMULA.match(text) else text
+
+
+# The four signs also in full width, which some spreadsheets take for the same. Signed numbers, and
+# paths below a folder that is called so, are what they are: `-1`, `+1`, `-1/0.jpg`.
+_FORMULA = re.compile(r"[=@\t\r\n\uff1d\uff0b\uff0d\uff20]|[+-](?!\d[\w./ -]*\Z)")

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from annotated_types import Gt, Lt
 
 from xfer.core.errors import LabelsError
-from xfer.core.protocols import LossOfLabels, ReadsLabels
+from xfer.core.protocols import Data, Loss, LossOfLabels, ReadsLabels
+from xfer.core.types import Dataset, Plain, Samples
 from xfer.evaluation import metrics
 from xfer.evaluation.multilabel_metrics import best_thresholds, label_rows, label_values
 
@@ -22,10 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import nn
 
-    from xfer.core.protocols import Data, Loss
-    from xfer.core.types import Dataset, Plain, Samples
-    from xfer.evaluation.multilabel_out_of_fold import LabelOutOfFold
-    from xfer.evaluation.out_of_fold import OutOfFold
+    from xfer.evaluation.out_of_fold import LabelOutOfFold, OutOfFold
 
     Labels = npt.NDArray[np.int64]
     Logits = npt.NDArray[np.float32]
@@ -197,11 +195,11 @@ class Multilabel:
     def pooled(self, samples: Samples, logits: Logits, classes: tuple[str, ...]) -> Pooled:
         """The ``logits`` float32 (repeats, n, classes) of a cross-validation of ``samples``, each
         by the fit that had not seen the image."""
-        from xfer.evaluation.multilabel_out_of_fold import LabelOutOfFold
+        from xfer.evaluation.out_of_fold import LabelOutOfFold
 
         given = None if self.thresholds == "f1" else self.thresholds
         folds = _folds(samples)
-        return LabelOutOfFold(samples.names, logits, samples.labels, folds, classes, given)
+        return LabelOutOfFold(samples.names, logits, samples.labels, folds, classes, given=given)
 
 
 def _folds(samples: Samples) -> Labels:

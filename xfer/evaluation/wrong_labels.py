@@ -1,34 +1,44 @@
 """Which labels are probably wrong, judged by answers to images that the model had not seen.
 
 A label is taken to be another class than the true one with one probability, the same for every
-image, and answers are turned into probabilities of the true class by one scale. Scale and
-probability are those under which the given labels are likeliest: the contaminated regression of
-Copas (1988), with one coefficient. By Bayes' rule follows for every label how likely it is to be
-wrong, and the mean of that over a list is the share of wrong ones that can be expected in it. How
-probable a far answer is depends on the curve that is assumed: the logistic one says more often than
-there are that far answers are right ones with hard images, the normal one less often, and the mean
-of both is taken (bench/audit.py measures all three).
+image, and answers are turned into probabilities of the true class by a normal curve of one scale:
+the contaminated regression of Copas (1988), with one coefficient. No curve has the right labels of
+images that a network misreads with confidence, and by answers alone they are not told from wrong
+ones. They are more the harder the images are: of those that the curve expects to be taken for
+another class a fixed share counts as misread however far the answer is (bench/audit.py measures
+what that comes to). Scale and probability are not estimated but averaged over, weighed by how
+likely they make the given labels, so that few images are no reason to be sure. By Bayes' rule
+follows for every label how likely it is to be wrong, and the mean of that over a list is the share
+of wrong ones that can be expected in it.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.evaluation.leave_one_out import blocks
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
 
-    Floats = npt.NDArray[np.float64]
-    Labels = npt.NDArray[np.int64]
-
-_BEGIN = (0.5, -3.0)
-"""Logarithm of the scale, and log-odds of a wrong label, that the search begins with."""
+MISREAD = 0.07
+"""How many of the images that the curve expects to be taken for another class are misread with
+confidence, whatever their answers."""
+_BEFORE = 9
+"""Before any label is seen the share of wrong ones has the distribution Beta(1, 9): a tenth on the
+mean, and a small share likelier than a large one."""
+SCALES = 16
+_LOG_SCALES = (-2.0, 4.0)
+_LOG_ODDS = (-8.0, 6.0)
+"""Logarithms of the scales, and log-odds of a wrong label, that are averaged over at first: so many
+of each, then as many in that part where the labels are likely."""
+_NARROWED = 3  # times
+_LIGHT = 1e-6  # of all weight
 _LEAST = 1e-300
 _SHOWN = 2.71
 """The likelihood ratio that chance reaches once in twenty times where no label is wrong. A share
@@ -45,8 +55,8 @@ class Judged:
     that the label is wrong; ``fdr`` float64 (n,) the expected share of right labels among this one
     and all that are more suspect (the false-discovery rate); ``order`` int64 (n,) the images from
     the most suspect on; ``rate`` the estimated share of wrong labels. ``ratio`` is twice the
-    logarithm by which the labels are likelier with that share of wrong ones than with none, by the
-    curve that says less. An image alone in its class is not judged, and its ``p_wrong`` 0.
+    logarithm by which the labels are likelier with wrong ones among them than with none. An image
+    alone in its class is not judged, and its ``p_wrong`` 0.
     """
 
     suggested: Labels
@@ -78,21 +88,18 @@ def judge(answers: Floats, labels: Labels) -> Judged:
 
     ``answers`` float64 (n, classes), the larger the likelier, on any one scale; ``labels`` int64
     (n,). Images of one probability are in the order of their margins. Works in blocks, beside two
-    more matrices like ``answers``.
+    more matrices like ``answers`` and ``SCALES`` numbers an image.
     """
     count = len(labels)
     rows = np.arange(count)
     apart = margins(answers)
     given = apart[rows, labels]
-    spread = float(given.std()) or 1.0
+    apart /= float(given.std()) or 1.0
     # Without an image that is alone in its class nothing is known of the class.
     kept = np.bincount(labels)[labels] > 1
     p_wrong, rate, ratio = np.zeros(count), 0.0, 0.0
     if kept.any():
-        logistic = _contaminated(answers, spread, labels, kept, _logistic)
-        normal = _contaminated(apart, spread, labels, kept, _normal)
-        p_wrong = np.where(kept, (logistic[0] + normal[0]) / 2, 0)
-        rate, ratio = (logistic[1] + normal[1]) / 2, min(logistic[2], normal[2])
+        p_wrong[kept], rate, ratio = _contaminated(apart[kept], labels[kept])
     order = np.lexsort((given, -p_wrong))
     fdr = np.empty(count)
     fdr[order] = 1 - np.cumsum(p_wrong[order]) / np.arange(1, count + 1)
@@ -101,42 +108,71 @@ def judge(answers: Floats, labels: Labels) -> Judged:
     return Judged(others.argmax(axis=1), p_wrong, fdr, order, rate, ratio)
 
 
-def _contaminated(
-    answers: Floats,
-    spread: float,
-    labels: Labels,
-    kept: npt.NDArray[np.bool_],
-    curve: Callable[[Floats], Floats],
-) -> tuple[Floats, float, float]:
-    """How likely each label is wrong, (n,), the share of wrong labels and :attr:`Judged.ratio`,
-    where ``curve`` turns answers, scaled from their ``spread``, into odds of the classes; fitted on
-    the images that are ``kept``, bool (n,)."""
-    from scipy.optimize import minimize, minimize_scalar
+class _Averaged(NamedTuple):
+    """How likely each label is wrong, (n,), the share of wrong labels and :attr:`Judged.ratio`."""
 
-    count, classes = answers.shape
+    p_wrong: Floats
+    rate: float
+    ratio: float
 
-    def of_labels(values: Any) -> tuple[Floats, Floats, float]:
-        scale, odds = (
-            float(np.clip(value, -20, limit)) for value, limit in zip(values, (6, 20), strict=True)
+
+def _contaminated(apart: Floats, labels: Labels) -> _Averaged:
+    """The average over all scales and shares of wrong labels, where ``apart`` (n, classes) are the
+    margins of answers of spread one."""
+    from scipy.special import expit
+
+    others = apart.shape[1] - 1
+    chance = others / (others + 1)  # a larger share is not looked for
+    scales, odds = (np.linspace(*limits, SCALES) for limits in (_LOG_SCALES, _LOG_ODDS))
+    for narrowed in range(_NARROWED + 1):
+        right = _right(apart, labels, np.exp(scales))
+        rates = chance * expit(odds)
+        likely = np.array(
+            [[np.log(_mixed(some, rate, others)).sum() for rate in (0.0, *rates)] for some in right]
         )
-        rate = (1 - 1 / classes) / (1 + math.exp(-odds))  # at most that of chance
-        right = np.empty(count)
-        for part in blocks(count, classes):
-            odds_of = curve(math.exp(scale) / spread * answers[part])
-            given = odds_of[np.arange(len(odds_of)), labels[part]]
-            right[part] = given / odds_of.sum(axis=1)
-        said = (1 - rate) * right + rate / (classes - 1) * (1 - right)
-        return right, np.maximum(said, _LEAST), rate
+        none, likely = likely[:, 0], likely[:, 1:]
+        # The density of a share is multiplied by its derivative after the log-odds.
+        before = expit(odds) * expit(-odds) * (1 - rates) ** (_BEFORE - 1)
+        weights = np.exp(likely - likely.max()) * before
+        weights /= weights.sum()
+        if narrowed < _NARROWED:
+            of_scale = weights.sum(axis=1) + np.exp(none - none.max())
+            scales, odds = _heavy(scales, of_scale), _heavy(odds, weights.sum(axis=0))
+    p_wrong = np.zeros(len(labels))
+    for i, j in np.argwhere(weights > _LIGHT):
+        wrong = rates[j] / others * (1 - right[i])
+        p_wrong += weights[i, j] * wrong / _mixed(right[i], rates[j], others)
+    ratio = 2 * max(0.0, float(likely.max() - none.max()))
+    return _Averaged(p_wrong, float(weights.sum(axis=0) @ rates), ratio)
 
-    def loss(values: Any) -> float:
-        return -float(np.log(of_labels(values)[1][kept]).mean())
 
-    # Two numbers, and a likelihood that may be flat in one of them.
-    best = minimize(loss, _BEGIN, method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-8})
-    none = minimize_scalar(lambda scale: loss((scale, -20)), bounds=(-6, 6), method="bounded")
-    right, said, rate = of_labels(best.x)
-    ratio = 2 * int(kept.sum()) * max(0.0, float(none.fun) - float(best.fun))
-    return rate / (classes - 1) * (1 - right) / said, rate, ratio
+def _right(apart: Floats, labels: Labels, scales: Floats) -> Floats:
+    """How likely each label is that of the image at each scale, (scales, n)."""
+    from scipy.special import ndtr
+
+    right, missed = np.empty((len(scales), len(labels))), np.zeros(len(scales))
+    for part in blocks(*apart.shape):
+        some, at = apart[part], labels[part, None]
+        for i, scale in enumerate(scales):
+            share = ndtr(scale * some)
+            share /= share.sum(axis=1, keepdims=True)
+            right[i, part] = np.take_along_axis(share, at, axis=1)[:, 0]
+            missed[i] += (1 - share.max(axis=1)).sum()
+    misread = MISREAD * missed[:, None] / len(labels)
+    return np.maximum(_mixed(right, misread, apart.shape[1] - 1), _LEAST)
+
+
+def _mixed(right: Floats, rate: float | Floats, others: int) -> Floats:
+    """The probability of a label where, with the probability ``rate``, one of the ``others`` takes
+    the place of the one that is there by ``right``."""
+    return (1 - rate) * right + rate / others * (1 - right)
+
+
+def _heavy(values: Floats, weights: Floats) -> Floats:
+    """As many values over the part that has the weight, and one step around it."""
+    some = np.flatnonzero(weights > _LIGHT * weights.sum())
+    low, high = max(0, some[0] - 1), min(len(values) - 1, some[-1] + 1)
+    return np.linspace(values[low], values[high], len(values))
 
 
 def doubts(judged: Judged, labels: Labels, classes: Sequence[str]) -> list[str]:
@@ -153,16 +189,6 @@ def doubts(judged: Judged, labels: Labels, classes: Sequence[str]) -> list[str]:
         names = ", ".join(alone[:_FEW]) + ", ..." * (len(alone) > _FEW)
         lines.append(f"audit: an image alone in its class is not judged: {names}")
     return lines
-
-
-def _logistic(scaled: Floats) -> Floats:
-    return np.asarray(np.exp(scaled - scaled.max(axis=1, keepdims=True)))
-
-
-def _normal(scaled: Floats) -> Floats:
-    from scipy.special import ndtr
-
-    return np.asarray(ndtr(scaled))
 
 
 def margins(answers: Floats) -> Floats:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from xfer.core.errors import ExportError
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Plain
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Plain
 
 
 @dataclass(frozen=True)

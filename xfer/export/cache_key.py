@@ -10,12 +10,9 @@ from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from xfer.core.files import file_sha256
-
-if TYPE_CHECKING:
-    from xfer.core.types import Plain
+from xfer.core.types import Plain
 
 
 def versions(distributions: Iterable[str]) -> dict[str, str | None]:

@@ -23,17 +23,15 @@ from xfer.core.checksum import fingerprint
 from xfer.core.errors import OutputError
 from xfer.core.files import atomic_write, file_sha256, open_to_read, parsed
 from xfer.core.log import log
-from xfer.core.protocols import WritesFolder
+from xfer.core.protocols import Graphs, Writer, WritesFolder
 from xfer.core.read_back import checked
-from xfer.core.types import Exported
+from xfer.core.types import Card, Exported, Plain
 from xfer.export.cache_key import arithmetic, surroundings
 from xfer.export.onnx_graph import UnknownLayer, layers_of
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from xfer.core.protocols import Graphs, Writer
-    from xfer.core.types import Card, Plain
     from xfer.export.parity import Evidence
 
 _DISTRIBUTIONS = (
@@ -84,7 +82,7 @@ class EarlierFiles:
         record = {"path": str(path.resolve()), "at": at, "row": asdict(found)}
         try:
             self.stored.forget(key, "")
-            self.stored.content(key, lambda: _text(record))
+            self.stored.content(key, lambda: json.dumps(record, allow_nan=False).encode())
         except OutputError as error:
             log.warning(f"the exported file is not remembered: {error.where}: {error.what}")
 
@@ -149,10 +147,6 @@ def earlier_files(
     except ValueError:  # a card with a number that is none
         return None
     return EarlierFiles(evidence.graphs.stored, facts)
-
-
-def _text(record: Plain) -> bytes:
-    return json.dumps(record, allow_nan=False).encode()
 
 
 @with_config(ConfigDict(extra="forbid"))

@@ -10,22 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import CombinationError, printable
-from xfer.core.files import output_errors, read_json, tree_sha256, write_json
+from xfer.core.errors import CombinationError, XferError, printable
+from xfer.core.files import output_errors, read_json, remove, tree_sha256, write_json
 from xfer.core.live_line import working
 from xfer.core.log import log
-from xfer.core.protocols import WritesFolder
+from xfer.core.protocols import Writer, WritesFolder
 from xfer.core.run_status import amended
+from xfer.core.types import Exported, Plain
 from xfer.export.hub_folder import PUSH, HubFolder
 from xfer.export.stage import hand_over
+from xfer.plan.plan import Plan
 from xfer.plan.preflight import check_folder
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from xfer.core.protocols import Writer
-    from xfer.core.types import Exported, Plain
-    from xfer.plan.plan import Plan
 
 _PARITY = "parity.json"
 _SHARED = ("labels.json", "preprocess.json")
@@ -43,7 +41,8 @@ def _missing(plan: Plan, folder: Path) -> tuple[Writer, ...]:
             missing.append(writer)
             continue
         row = rows.get(writer.file) or {}
-        if typed or _is_odd(path, writer) or tree_sha256(path) != row.get("sha256"):
+        odd = not (path.is_dir() if isinstance(writer, WritesFolder) else path.is_file())
+        if typed or odd or tree_sha256(path) != row.get("sha256"):
             what = f"{printable(path)} is there already"
             fix = "use it, or type run.dir=DIR for a folder of its own"
             raise CombinationError("export", what, fix, 37)
@@ -51,10 +50,6 @@ def _missing(plan: Plan, folder: Path) -> tuple[Writer, ...]:
         if isinstance(writer, HubFolder):
             writer.upload(path)
     return tuple(missing)
-
-
-def _is_odd(path: Path, writer: Writer) -> bool:
-    return not (path.is_dir() if isinstance(writer, WritesFolder) else path.is_file())
 
 
 def export_beside(
@@ -77,10 +72,16 @@ def export_beside(
             return []
         asked = replace(plan.specs, export=replace(plan.specs.export, writers=writers))
         plan, net = replace(plan, specs=asked), network()
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=run) as place:
+        for left in run.glob(".export-*"):  # by an export that was killed
+            remove(left)
+        with tempfile.TemporaryDirectory(".part", ".export-", run) as place:
             made = Path(place)
             try:
                 return hand_over(plan, net, made, checkpoint)
+            except XferError as error:
+                for one in getattr(error, "errors", [error]):
+                    one.where = one.where.replace(printable(made), printable(folder))
+                raise
             finally:
                 changed += _moved(made, folder)
                 if changed:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, Gt, Le
 
-from xfer.core.errors import ExportError, XferError, raise_all
+from xfer.core.errors import Attempts, ExportError, XferError, raise_all
 from xfer.core.files import (
     atomic_folder,
     atomic_write,
@@ -26,9 +26,8 @@ from xfer.core.files import (
 )
 from xfer.core.protocols import Certifies, ChecksCard, Describes, GivesLabels, Traces, WritesFolder
 from xfer.core.types import Exported
-from xfer.export.certificate_parity import UNCHECKED, CertifiedFile, Pledge, pledge
+from xfer.export.answer_parity import UNCHECKED, CertifiedFile, LabelledFile, Pledge, pledge
 from xfer.export.earlier_files import earlier_files
-from xfer.export.multilabel_parity import LabelledFile
 from xfer.export.parity import FIX, Evidence, Trials, refuse_nan
 
 if TYPE_CHECKING:
@@ -36,20 +35,16 @@ if TYPE_CHECKING:
 
     from xfer.core.protocols import Writer
     from xfer.core.types import Array, Card, Plain
-    from xfer.export.onnx_graph import GraphCache
 
 
 def refuse_early(writers: Sequence[Writer], card: Card) -> None:
     """Raise ExportError (Problems for several) for formats that cannot hold the network of
     ``card``, as far as can be known without it."""
-    errors = []
+    attempt = Attempts()
     for writer in writers:
         if isinstance(writer, ChecksCard):
-            try:
-                writer.check(card)
-            except ExportError as error:
-                errors.append(error)
-    raise_all(errors)
+            attempt(writer.check, card)
+    raise_all(attempt.errors)
 
 
 def export(
@@ -140,7 +135,7 @@ def _admit(trials: _PromisedTrials, writer: Writer, path: Path) -> Exported:
     name = str(getattr(writer, "format", Path(writer.file).suffix.removeprefix(".")))
     kind, images = getattr(writer, "trial", "logits"), trials.images
     outcome: Plain = {}
-    net, card = trials.net, trials.card
+    net, card, graphs = trials.net, trials.card, trials.evidence.graphs
     if not isinstance(writer, Certifies):  # the file carries the network alone, and says no more
         card = replace(card, certificate=None)
     if kind == "score":  # on val, which it must not be fitted to
@@ -154,7 +149,10 @@ def _admit(trials: _PromisedTrials, writer: Writer, path: Path) -> Exported:
             what = f"{name} is calibrated on training images, and there are none"
             raise ExportError(path, what, "give data with a train split", 46)
         with _library_errors(path, name, "written"):
-            outcome["facts"] = _written(writer, net, images, card, part, trials.evidence.graphs)
+            if graphs is not None and isinstance(writer, Traces):
+                outcome["facts"] = writer.write_cached(net, images, card, part, graphs)
+            else:
+                outcome["facts"] = writer.write(net, images, card, part)
         with _library_errors(path, name, "run"):
             tried = getattr(trials, kind)(path, name, writer.open(part, net))
             outcome["facts"] |= tried.pop("facts", {})
@@ -178,19 +176,6 @@ def _admit(trials: _PromisedTrials, writer: Writer, path: Path) -> Exported:
         batches=tuple(trials.expected),
         **outcome,
     )
-
-
-def _written(
-    writer: Writer,
-    net: torch.nn.Module,
-    images: Array,
-    card: Card,
-    part: Path,
-    graphs: GraphCache | None,
-) -> Plain:
-    if graphs is not None and isinstance(writer, Traces):
-        return writer.write_cached(net, images, card, part, graphs)
-    return writer.write(net, images, card, part)
 
 
 def _further(

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from xfer.core.errors import ExportError
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Plain
 from xfer.evaluation.onnx_session import open_session, runner, runtime
 from xfer.export.metadata import metadata
 from xfer.export.onnx import tensors, with_suffix
 from xfer.export.onnx_graph import model_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Plain
 
 _OPSET = 20
 _LARGEST = 65504.0  # of float16

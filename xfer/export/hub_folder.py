@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from xfer.core.errors import ExportError, printable
+from xfer.core.errors import ExportError, PushError, printable
 from xfer.core.files import write_json, write_text
-from xfer.core.log import log
-from xfer.core.types import Card
+from xfer.core.log import hush_hub_client, log
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, InputSpec, Plain
 from xfer.export.metadata import library_of
 from xfer.export.model_card import model_card
 from xfer.export.parity import run_torch
 from xfer.export.safetensors import in_order, library_model, state_of, why_of_no_library
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, InputSpec, Plain
 
 PUSH = "export.hub.push"
 
@@ -49,7 +46,7 @@ class HubFolder:
         if reason := _why_not_timm(card):
             raise ExportError("export.hub", reason, "type export=safetensors, or export=onnx", 14)
         if self.push is not None:
-            _check_login(self.push)
+            _check_push(self.push, model_card(card, {}, self.license, self.push))
 
     def write(self, net: torch.nn.Module, images: Array, card: Card, path: Path) -> Plain:
         """The tensors of ``net`` and the configuration that timm builds its model from."""
@@ -83,6 +80,7 @@ class HubFolder:
             return
         from huggingface_hub import HfApi
 
+        hush_hub_client()
         api = HfApi()
         try:
             api.create_repo(repo_id=self.push, private=True, exist_ok=True)
@@ -90,9 +88,9 @@ class HubFolder:
                 repo_id=self.push, folder_path=folder, commit_message="Add model"
             )
         except Exception as error:  # of the hub, of the network, of the disk
-            what = f"the hub does not take the folder: {_first_line(error)}"
+            what = f"the hub does not take the folder: {_in_a_line(error)}"
             raise ExportError(PUSH, what, f"use {printable(folder)}, or try again", 16) from error
-        log.info(f"{printable(folder)} is at {made.repo_url}")
+        log.info(f"{printable(folder)} is at {made.repo_url}, commit {made.oid}")
 
 
 def _why_not_timm(card: Card) -> str:
@@ -146,10 +144,12 @@ def _recipe(spec: InputSpec) -> Plain:
     }
 
 
-def _check_login(repo: str) -> None:
-    """Raise ExportError for a name that is none, and where the hub knows nobody by our login."""
+def _check_push(repo: str, card: str) -> None:
+    """Raise ExportError for a name that is none, for a login that the hub does not know or lets
+    write under no such name, and for a model ``card`` that it does not take."""
     from huggingface_hub import HfApi, get_token
 
+    owner, _, name = repo.partition("/")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         what = f"'{printable(repo)}' is not the name of a model on the hub"
         raise ExportError(PUSH, what, f"type {PUSH}=USER/NAME", 17)
@@ -157,14 +157,49 @@ def _check_login(repo: str) -> None:
         what = "nobody is logged in to the Hugging Face hub"
         fix = "type hf auth login, set HF_TOKEN, or leave export.hub.push out"
         raise ExportError(PUSH, what, fix, 15)
+    api = HfApi()
     try:
-        HfApi().whoami()
+        login = api.whoami()
+        taken = api.repo_exists(repo)
     except Exception as error:  # of the hub or of the network
-        what = f"the hub does not answer to this login: {_first_line(error)}"
-        fix = "type hf auth login, or leave export.hub.push out and send the folder later"
-        raise ExportError(PUSH, what, fix, 18) from error
+        raise _no_answer(error) from error
+    ours = [login["name"], *(team["name"] for team in login.get("orgs") or ())]
+    if owner.lower() not in map(str.lower, ours):
+        what = f"the login of '{login['name']}' cannot write to '{owner}'"
+        fix = " or ".join(f"{PUSH}={space}/{name}" for space in ours[:3])
+        raise PushError(PUSH, what, f"type {fix}", 0)
+    if (login.get("auth") or {}).get("accessToken", {}).get("role") == "read":
+        what = f"the token of '{login['name']}' may only read"
+        fix = "make one that may write at https://huggingface.co/settings/tokens, and set HF_TOKEN"
+        raise PushError(PUSH, what, fix, 1)
+    _check_card(card)
+    if taken:
+        log.info(f"{repo} is on the hub already: the folder becomes its next commit")
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return printable(lines[0][:160])
+def _check_card(card: str) -> None:
+    from huggingface_hub import ModelCard
+
+    try:
+        ModelCard(card).validate()
+    except ValueError as error:
+        what = f"the hub does not take the model card: {_in_a_line(error)}"
+        fix = "type export.hub.license=NAME with a name of the hub's list, or leave it out"
+        raise PushError("export.hub.license", what, fix, 2) from error
+    except Exception as error:  # of the network
+        raise _no_answer(error) from error
+
+
+def _no_answer(error: Exception) -> ExportError:
+    what = f"the hub does not answer to this login: {_in_a_line(error)}"
+    fix = "type hf auth login, or leave export.hub.push out and send the folder later"
+    return ExportError(PUSH, what, fix, 18)
+
+
+def _in_a_line(error: BaseException) -> str:
+    """``error`` and what it is due to: of an upload the client says no more than which file.
+    Queries of addresses may be signed."""
+    text = re.sub(r"[?][^\s']*", "", str(error))
+    said = printable(" ".join(text.split())[:300] or type(error).__name__)
+    cause = error.__cause__ if isinstance(error, RuntimeError) else None
+    return f"{said.rstrip('.')}: {_in_a_line(cause)}" if cause else said

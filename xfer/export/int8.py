@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Plain
 from xfer.evaluation.onnx_session import open_session, runner, runtime
 from xfer.export.metadata import metadata
 from xfer.export.onnx import tensors, with_suffix
@@ -19,9 +21,6 @@ from xfer.export.onnx_graph import model_of
 
 if TYPE_CHECKING:
     import torch
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Plain
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from xfer.core.errors import ExportError
-from xfer.export.batch_of_one import one_at_a_time
-from xfer.export.quiet_compiler import silence
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Plain
+from xfer.export.mobile import one_at_a_time, silence
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Plain
 
 _INPUT = "images"
 

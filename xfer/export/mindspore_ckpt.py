@@ -11,24 +11,22 @@ import zlib
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from xfer.core.errors import ExportError, WeightsError, closest
 from xfer.core.protobuf import Malformed, chunk, number, text
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Plain
 from xfer.export.metadata import library_of
 from xfer.export.parity import run_torch
 from xfer.weights.mindspore.translate import DialectName, renamed, shipped, suits, to_torch
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from torch import nn
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Plain
 
 _TYPES = {"float32": "Float32", "int64": "Int64", "int32": "Int32", "bool": "Bool"}
 _PIECE = 512 << 20  # MindSpore's own writer cuts longer tensors as well

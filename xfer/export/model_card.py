@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from xfer.core.errors import plural, printable
+from xfer.core.types import Card, Plain
 from xfer.export.metadata import metadata
-
-if TYPE_CHECKING:
-    from xfer.core.types import Card, Plain
 
 _NO_SCORES = "The run that wrote this model scored it on no images."
 _MANY = 100
@@ -18,7 +15,7 @@ _MANY = 100
 
 def model_card(card: Card, figures: Plain, license_name: str, repo: str | None) -> str:
     """``README.md``: the hub's own header, how to load the model, its scores with their intervals,
-    its data. ``figures`` are those of :func:`xfer.export.run_figures.run_figures`."""
+    its data. ``figures`` are those of :func:`xfer.export.stage.run_figures`."""
     architecture, title = card.backbone["name"], card.experiment or card.backbone["name"]
     place = f"hf-hub:{repo}" if repo else "local-dir:FOLDER"
     licensed = "Nobody has said under which license." if license_name == "unknown" else license_name

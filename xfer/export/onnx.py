@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from annotated_types import Ge, Interval
 
 from xfer.core.errors import ConfigError, ExportError
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Plain
 from xfer.evaluation.onnx_session import (
     LABELS,
     PROBABILITIES,
@@ -21,14 +25,9 @@ from xfer.export.metadata import metadata
 from xfer.export.onnx_graph import Traced, model_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
     import torch
     from torch import nn
 
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Plain
     from xfer.export.onnx_graph import GraphCache
 
 
@@ -102,12 +101,12 @@ class Onnx:
             free = {axis: size for axis, size in traced.free.items() if axis}
             traced = replace(traced, example=example, free=free)
         if card.task:
-            from xfer.export.multilabel_graph import Labelling
+            from xfer.export.answer_layers import Labelling
 
             labelled = Labelling(traced.net, card.task["thresholds"], pictures).eval()
             traced = replace(traced, net=labelled, outputs=(*traced.outputs, *labelled.outputs))
         if card.certificate is not None:
-            from xfer.export.certificate_graph import Certified
+            from xfer.export.answer_layers import Certified
 
             sets = Certified(traced.net, net, card.certificate, traced.outputs).eval()
             traced = replace(traced, net=sets, outputs=(*traced.outputs, *sets.outputs))

@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import OutputError
 from xfer.core.log import log
+from xfer.core.protocols import Graphs
+from xfer.core.types import Plain
 from xfer.export.cache_key import versions
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-    from xfer.core.protocols import Graphs
-    from xfer.core.types import Plain
 
 _FORMAT = 2
 _LIBRARIES = ("torch", "timm", "torchvision", "xfer")

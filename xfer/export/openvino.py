@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from xfer.config.help import DISTRIBUTION
 from xfer.core.errors import ExportError
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Plain
 from xfer.export.metadata import metadata
 from xfer.export.onnx import tensors
 from xfer.export.onnx_graph import model_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Plain
 
 _DATA = "xfer"
 """What the metadata are filed under in the file's ``rt_info``."""
@@ -49,7 +47,11 @@ class OpenVino:
         graph = model_of(tensors(net, images), 20).SerializeToString()
         # Not openvino.convert_model, which reports its use to the maker.
         model = openvino.Core().read_model(graph)
-        _name_by_place(model)
+        # OpenVINO counts the operators without a name through all models of a process, and equal
+        # networks would not be equal files: they are called by their place in the graph.
+        for place, node in enumerate(model.get_ordered_ops()):
+            if node.get_friendly_name() == node.get_name():
+                node.set_friendly_name(f"{node.get_type_name()}_{place}")
         for key, value in metadata(card).items():
             model.set_rt_info(value, [_DATA, key])
         openvino.save_model(model, path / self.main, compress_to_fp16=False)
@@ -76,11 +78,3 @@ def opened(path: Path, threads: int = 0) -> Runner:
         return logits.copy()  # the next answer is written into the same memory
 
     return run
-
-
-def _name_by_place(model: Any) -> None:
-    """Name the operators that the graph leaves without a name by their place in it: OpenVINO counts
-    them through all models of a process, and equal networks would not be equal files."""
-    for place, node in enumerate(model.get_ordered_ops()):
-        if node.get_friendly_name() == node.get_name():
-            node.set_friendly_name(f"{node.get_type_name()}_{place}")

@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL.Image import Image
 
 from xfer.core.errors import ExportError
-from xfer.core.types import sigmoid
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Images, Plain, Samples, sigmoid
 from xfer.data.preprocess import prepare
 from xfer.evaluation.multilabel_metrics import label_score
 
 if TYPE_CHECKING:
     import torch
-    from PIL.Image import Image
 
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Images, Plain, Samples
     from xfer.export.onnx_graph import GraphCache
 
     Answers = dict[int, Array]
@@ -59,7 +58,7 @@ class Evidence:
     validation split, (images, labels) a batch; ``max_drop`` the accuracy that an approximate file
     may lose, 0.01 is one point in a hundred; ``unseen`` images that no certificate was fitted on;
     ``graphs`` what earlier runs have traced; ``figures`` what the run knows of the network, see
-    :func:`xfer.export.run_figures.run_figures`; ``sha256`` is over all images named here, empty
+    :func:`xfer.export.stage.run_figures`; ``sha256`` is over all images named here, empty
     where nobody knows.
     """
 

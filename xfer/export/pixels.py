@@ -7,16 +7,14 @@ ties each in their way: onnxruntime moved up to a seventh of the pixels by one g
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import PIL
 import torch
 from torch import nn
 
 from xfer.core.errors import ExportError
-
-if TYPE_CHECKING:
-    from xfer.core.types import InputSpec
+from xfer.core.types import InputSpec
 
 SUPPORT = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 _BITS = 22  # Pillow's weights are whole multiples of 2 ** -22

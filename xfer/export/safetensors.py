@@ -8,22 +8,19 @@ from __future__ import annotations
 import json
 import math
 import pkgutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from xfer.core.types import Card
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Plain
 from xfer.export.metadata import library_of, metadata, spec_class
 from xfer.export.parity import run_torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
     import torch
     from torch import nn
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Plain
 
 
 @dataclass(frozen=True)
@@ -151,13 +148,16 @@ def library_model(card: Card, state: Mapping[str, torch.Tensor]) -> tuple[nn.Mod
     return model, ""
 
 
+_FIRST = 16  # images that say how large a map's values are, to a factor
+
+
 def _bias_shift(net: nn.Module, library: nn.Module, images: Array) -> tuple[str, float] | None:
     """Which bias to raise, and by how much, so that ``library`` gives the softmax of ``net``.
 
     torchvision's SqueezeNet has a ReLU between its classifier and its pooling, which ``net``
-    lacks. Adding one constant to all classes leaves the softmax as it is, and with a constant
-    at least four times the largest class-map value of ``images`` the ReLU never sees a negative
-    number. ``None`` for an architecture that needs no such thing.
+    lacks. Adding one constant to all classes leaves the softmax as it is, and with a constant at
+    least four times the largest class-map value of the first ``images`` the ReLU sees no negative
+    number, which is tried on all. ``None`` for an architecture that needs no such thing.
     """
     from torch import nn
 
@@ -167,7 +167,7 @@ def _bias_shift(net: nn.Module, library: nn.Module, images: Array) -> tuple[str,
             parent, _, last = name.rpartition(".")
             names = [child for child, _ in net.get_submodule(parent).named_children()]
             before = f"{parent}.{names[names.index(last) - 1]}"
-            peak = _peak(net, before, images)
+            peak = _peak(net, before, images[:_FIRST])
             # A power of two costs the fewest digits of the logits.
             return f"{before}.bias", 2.0 ** math.ceil(math.log2(4 * peak or 1))
     return None

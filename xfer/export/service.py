@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from PIL.Image import Image
 
 from xfer.core.files import write_json, write_text
-from xfer.core.types import sigmoid
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Plain, sigmoid
 from xfer.data.preprocess import prepare
 from xfer.export.onnx import Onnx
 from xfer.export.parity import run_torch, softmax
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
     import torch
-    from PIL.Image import Image
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Plain
 
 _MODEL = Onnx(input="image", file="model_image.onnx")
 _PROGRAMS = ("serve.py", "check_service.py")

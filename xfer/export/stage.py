@@ -1,4 +1,5 @@
-"""The stage ``export``: the network, and the real images that its files are tried on."""
+"""The stage ``export``: the network, the real images that its files are tried on, and the figures
+of its run."""
 
 from __future__ import annotations
 
@@ -7,31 +8,29 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.errors import XferError
-from xfer.core.files import file_sha256
+from xfer.core.files import file_sha256, read_json
 from xfer.core.log import log
-from xfer.core.types import Samples
+from xfer.core.run_folder import run_of
+from xfer.core.types import Array, Card, Exported, InputSpec, LabelScore, Plain, Samples, Score
 from xfer.data.dataset import part_of
 from xfer.data.preprocess import prepare
 from xfer.evaluation.conformal import having_labels
 from xfer.export.hub_folder import HubFolder
-from xfer.export.run_figures import run_figures
+from xfer.export.onnx_graph import GraphCache
+from xfer.export.parity import Unseen
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    import numpy.typing as npt
     from torch import nn
 
     from xfer.core.certificate import Certificate
-    from xfer.core.types import Array, Card, Exported, InputSpec, LabelScore, Score
-    from xfer.export.onnx_graph import GraphCache
-    from xfer.export.parity import Unseen
     from xfer.plan.plan import Plan
 
 _BATCH = 32
@@ -180,3 +179,38 @@ def spread(samples: Samples, count: int) -> Samples:
     """``count`` of ``samples``, or all where there are fewer, spread evenly over them."""
     n = len(samples)
     return part_of(samples, np.array([i * n // min(n, count) for i in range(min(n, count))]))
+
+
+def run_figures(
+    plan: Plan, checkpoint: Path | None, scores: Mapping[str, Score | LabelScore]
+) -> Plain:
+    """``scores`` by split and ``cv`` as ``result.json`` has them, and ``images``: how many each
+    split has that the network was trained or chosen on.
+
+    The scores are those of this run, or else what the run that wrote ``checkpoint`` says of these
+    very bytes.
+    """
+    splits = plan.dataset.splits if plan.dataset else {}
+    used = plan.card.splits
+    images = {n: len(s) for n, s in splits.items() if used.get(n) == s.sha256 and s.sha256}
+    known: Plain = {"scores": {name: score.to_plain() for name, score in scores.items()}}
+    if not scores and checkpoint is not None:
+        known = _of_the_run(checkpoint, used)
+    return {**known, "images": known.get("images", {}) | images}
+
+
+def _of_the_run(checkpoint: Path, used: Mapping[str, str]) -> Plain:
+    run = run_of(checkpoint)
+    path = run / "result.json" if run else None
+    if path is None or not path.is_file():
+        return {}
+    try:
+        facts = read_json(path)
+        if facts["checkpoint"]["sha256"] != file_sha256(checkpoint):
+            return {}
+        splits = read_json(path.with_name("plan.json"))["splits"].items()
+        seen = (pair for pair in splits if used.get(pair[0], "") == pair[1]["sha256"])
+        images = {name: split["n"] for name, split in seen}
+        return {"scores": facts["scores"], "cv": facts.get("cv"), "images": images}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}  # somebody else's file: the card says that nothing was scored

@@ -5,18 +5,16 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Plain
 from xfer.export.metadata import metadata
 from xfer.export.parity import run_torch
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Plain
 
 
 @dataclass(frozen=True)

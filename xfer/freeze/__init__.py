@@ -5,7 +5,7 @@ inference mode, as in Keras: no gradient, no dropout, no moving statistics.
 """
 
 from xfer.freeze.apply import apply, batch_norms, hold, lone_norm
-from xfer.freeze.audit import audit, check_read
+from xfer.freeze.audit import audit, check_read, frozen, hashes, verdict
 from xfer.freeze.lora import Lora
 from xfer.freeze.policies import (
     Discriminative,
@@ -20,7 +20,6 @@ from xfer.freeze.policies import (
     Rule,
     UpTo,
 )
-from xfer.freeze.proof import frozen, hashes, verdict
 from xfer.freeze.rows import BatchNorm, Layout, ParameterRow, Phase, ever
 from xfer.freeze.stages import layout, stages
 

@@ -20,11 +20,8 @@ class Lora(Policy):
     """The head trains, and beside frozen weights adapters of ``rank`` (LoRA, Hu et al. 2021);
     everything else is frozen.
 
-    An adapted weight is W + ``alpha`` / ``rank`` * B A. ``targets`` is the name of a stage or a
-    regular expression that must match a whole parameter name; ``None`` takes every weight of a
-    linear layer, a convolution or attention outside the head whose adapter is smaller than
-    itself. ``lr``: multiple of the adapters; the head's is 1, or a fifth of theirs where it starts
-    solved.
+    Without ``targets`` those weights are all of linear layers, convolutions and attention outside
+    the head whose adapter is smaller than itself.
     """
 
     rank: Count = 8

@@ -109,7 +109,7 @@ class OrderedRules(Policy):
     def __post_init__(self) -> None:
         for i, phase in enumerate(self.later):
             if (phase.start is None) == (phase.patience is None):
-                raise _one_of(f"freeze.later[{i}]", "start", "patience")
+                raise _one_of(f"freeze.later[{i}]", "start")
         for where, rules in self._lists():
             if not rules:
                 raise ConfigError(where, "the list is empty", "use freeze=none", 30)
@@ -130,8 +130,8 @@ class OrderedRules(Policy):
         return [("freeze.rules", self.rules), *more]
 
 
-def _one_of(where: str, first: str, second: str) -> ConfigError:
-    return ConfigError(where, f"takes exactly one of {first} and {second}", "give one of them", 36)
+def _one_of(where: str, other: str) -> ConfigError:
+    return ConfigError(where, f"takes exactly one of {other} and patience", "give one of them", 36)
 
 
 def _table(rules: Sequence[Rule], layout: Layout, where: str) -> tuple[ParameterRow, ...]:
@@ -230,15 +230,8 @@ class Gradual(Policy):
 
 @dataclass(frozen=True, kw_only=True)
 class LpFt(Policy):
-    """Linear probe, then fine-tune from it (Kumar et al. 2022).
-
-    The head trains alone for ``probe_epochs`` epochs, or until the monitored metric had no new
-    best for ``patience`` epochs; with neither, for half of the run, or not at all where the head
-    starts solved. Then everything trains, the last stage of the backbone at the multiple
-    ``backbone_lr``, each one before it slower by the factor ``decay``, and the head at
-    ``head_lr``. ``norms``: whether BatchNorm trains as well, or stays as it came: statistics of a
-    few small batches are worse than those of the pretraining.
-    """
+    """Linear probe, then fine-tune from it (Kumar et al. 2022): the head trains alone, then
+    everything."""
 
     probe_epochs: Count | None = None
     """epochs that the head trains alone; ``null`` without ``freeze.patience`` is half of
@@ -258,7 +251,7 @@ class LpFt(Policy):
 
     def __post_init__(self) -> None:
         if self.probe_epochs is not None and self.patience is not None:
-            raise _one_of("freeze", "probe_epochs", "patience")
+            raise _one_of("freeze", "probe_epochs")
 
     def after_solved(self, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
         """See :meth:`Policy.after_solved`: the probe is done, unless it was given a length."""

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, is_dataclass, replace
 from inspect import signature
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from xfer.core.errors import ConfigError, WeightsError, XferError
 from xfer.core.protocols import Backbone, Head
@@ -17,7 +19,6 @@ from xfer.core.types import Network, Plain
 from xfer.models import adapters, mindspore_layers
 from xfer.models.backbone import Timm, Torchvision, index
 from xfer.models.head import Keep, Linear, swap
-from xfer.models.skip_init import SkipInit
 from xfer.weights.content import Match, Weights
 from xfer.weights.match import match
 from xfer.weights.match_errors import MISFIT
@@ -74,16 +75,9 @@ def blueprint(parts: Parts) -> tuple[Network, Network]:
     Raises ConfigError for one that takes more than images.
     """
     before, after = on_meta(parts.bare), on_meta(parts.bare)
-    _refuse_more_inputs(before.module)
-    with torch.device("meta"):
-        parts.finish(after)
-    return before, after
-
-
-def _refuse_more_inputs(net: nn.Module) -> None:
     needed = [
         name
-        for name, entry in signature(net.forward).parameters.items()
+        for name, entry in signature(before.module.forward).parameters.items()
         if entry.default is entry.empty and entry.kind < entry.VAR_POSITIONAL
     ]
     if len(needed) > 1:
@@ -91,6 +85,9 @@ def _refuse_more_inputs(net: nn.Module) -> None:
         what = f"takes {inputs}, but xfer gives it only images"
         fix = "wrap it into a network whose forward takes one float32 tensor (n, 3, height, width)"
         raise ConfigError("backbone", what, fix, 0)
+    with torch.device("meta"):
+        parts.finish(after)
+    return before, after
 
 
 def on_meta(build: Callable[[], Network]) -> Network:
@@ -223,3 +220,28 @@ def fill(net: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
         if name not in tensors or tensors[name].shape != tensor.shape:
             raise WeightsError(name, "does not fit the network", "check backbone.name and head", 31)
         tensors[name].copy_(tensor)
+
+
+_DRAWING = frozenset(
+    [
+        *(nn.init.kaiming_uniform_, nn.init.kaiming_normal_, nn.init.uniform_, nn.init.normal_),
+        *(Tensor.uniform_, Tensor.normal_),
+        # What timm makes a truncated normal distribution of a uniform one with.
+        *(Tensor.erfinv_, Tensor.mul_, Tensor.add_, Tensor.clamp_),
+    ]
+)
+
+
+class SkipInit(TorchFunctionMode):
+    """While it is entered, parameters that are made keep what is in their memory, which may be
+    anything: to draw random numbers that weights will replace takes longer than to read a file of
+    weights. Buffers are made as ever: not all of them are in such a file."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """``func``, unless it would fill a parameter."""
+        kwargs = kwargs or {}
+        if func in _DRAWING:
+            target = args[0] if args else kwargs["tensor"]
+            if isinstance(target, nn.Parameter):
+                return target
+        return func(*args, **kwargs)

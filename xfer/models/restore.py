@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from xfer.config.verbs import override, quoted
 from xfer.core.checksum import fingerprint
 from xfer.core.errors import ConfigError, WeightsError, XferError, plural
 from xfer.core.run_folder import best_checkpoint
@@ -56,7 +57,8 @@ def read_checkpoint(path: Path) -> tuple[Path, Snapshot]:
     for an ONNX network says how one predicts with it."""
     file = best_checkpoint(path)
     if file.is_file() and kind_of(file) == "ONNX":
-        fix = f"type 'stages=[predict]' predict.model={file} in place of checkpoint.path"
+        named = quoted(override("predict.model", str(file)))
+        fix = f"type 'stages=[predict]' {named} in place of checkpoint.path"
         raise WeightsError(file, "is an ONNX network, not a checkpoint", fix, 37)
     return file, read_best(path)
 

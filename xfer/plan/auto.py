@@ -29,6 +29,9 @@ _OF_STEPS = (
     *("strategy", "accumulate", "clip_norm", "ema_decay", "patience", "compile", "callbacks"),
 )
 _OF_EPOCHS = ("monitor", "start_epoch", "interval", "every_n_epochs", "every_n_steps")
+MIRRORED_WORSE = 0.6, 0.01
+"""The share of held-out images that may be answered worse mirrored, and the level at which more
+leave flips out. Half are by chance, and some more where images come in pairs that are alike."""
 _BATCH = 32  # images a step that the rates below are for
 _RATES = {
     "head": (1e-3, "a head on standardised features"),
@@ -192,8 +195,12 @@ def _steps(
         why = "a tenth of the run to rise, then half a cosine to 0"
         decisions.append(Decision("schedule", "cosine", why))
     if isinstance(specs.augment, Undecided):
-        kind = "light" if solved else "standard"
-        decisions.append(Decision("augment", kind, "random crops and flips while training"))
+        kind, why = "standard", "random crops and flips while training"
+        share, level = MIRRORED_WORSE
+        asks = f"; no flips where over {100 * share:g} % fare worse mirrored (p < {level})"
+        if solved:
+            kind, why = "light", why + asks * (not specs.task.several)
+        decisions.append(Decision("augment", kind, why))
     if specs.data and specs.data.decoded_gb == "auto":
         decisions.append(Decision("data.decoded_gb", *decoded_limit("auto")))
     if specs.trainer.ema_decay == "auto":
@@ -202,12 +209,19 @@ def _steps(
     return [*decisions, *_precision(specs, once)]
 
 
-def watching(specs: Specs, monitor: str) -> list[Decision]:
-    """That the best epoch is looked for by ``monitor``, where that is not what is configured."""
-    if monitor == specs.checkpoint.monitor or specs.optim.solves:
+def watching(specs: Specs, monitor: str, end: str) -> list[Decision]:
+    """That the best epoch is looked for by ``monitor``, where that is not what is configured, and
+    at which ``end`` of it."""
+    if specs.optim.solves:
         return []
-    why = "several labels an image: every one of them being right is rare, and moves in jumps"
-    return [Decision("checkpoint.monitor", monitor, why)]
+    decisions = []
+    if monitor != specs.checkpoint.monitor:
+        why = "several labels an image: every one of them being right is rare, and moves in jumps"
+        decisions.append(Decision("checkpoint.monitor", monitor, why))
+    if specs.checkpoint.mode == "auto":
+        why = f"the best {monitor} is its {end}imum"
+        decisions.append(Decision("checkpoint.mode", end, why))
+    return decisions
 
 
 def _epochs(part: str, phases: Sequence[Phase], images: int) -> tuple[int, str]:
@@ -227,7 +241,7 @@ def _head_start(specs: Specs, layout: Layout, tunes: bool) -> list[Decision]:
         (not isinstance(specs.head, Linear | Pooled | Dropout), "the head is not linear"),
         (count != 1, f"the network has {count} classifiers"),
         (specs.features.use == "never", "features are not cached"),
-        (specs.trainer.ranks != 1, "there are several devices"),
+        (specs.begun_ranks != 1, "there are several devices"),
         (specs.task.several and not _solvable(specs), "the loss is not cross-entropy"),
     )
     obstacle = next((why for wrong, why in reasons if wrong), "")
@@ -342,7 +356,7 @@ def _rate(specs: Specs, phases: Sequence[Phase], pretrained: bool) -> tuple[floa
         optim = type(specs.optim).__name__.upper()
         rate, text = rate * times, f"{text}, {times:g} times that for {optim}"
     data, trainer = specs.data, specs.trainer
-    batch = (data.batch_size if data else _BATCH) * trainer.accumulate * trainer.ranks
+    batch = (data.batch_size if data else _BATCH) * trainer.accumulate * specs.begun_ranks
     scaled = float(f"{rate * math.sqrt(batch / _BATCH):.2g}")
     return scaled, f"{text}; times the root of {batch}/{_BATCH}, the images of a step"
 

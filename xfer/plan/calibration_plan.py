@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import CombinationError
-from xfer.core.types import Calibrating, Plain
+from xfer.core.types import Calibrating, Dataset, Network, Plain
 from xfer.evaluation.calibration import FEWEST, FEWEST_UNASKED, MOST_FITTED, PER_CLASS
-from xfer.freeze import ever
+from xfer.freeze import Phase, ever
 from xfer.plan.auto import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from xfer.config.specs import Specs
-    from xfer.core.types import Dataset, Network
-    from xfer.freeze import Phase
     from xfer.models.network import Parts
 
 _KEY = "calibration"

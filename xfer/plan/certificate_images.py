@@ -97,7 +97,7 @@ def unlike_line(facts: Plain, made: bool) -> str:
     where the certificate has been ``made``, the layers alone."""
     if not (layers := facts["layers"]):
         return "no p_unlike: the head has no layer of weights whose input could be looked at"
-    by = f"p_unlike by what enters {', '.join(layers)}"
+    by = f"p_unlike looks at what enters {', '.join(layers)}"
     if made:
         return f"{by}, as the checkpoint has it"
     why = "earlier stages tell apart what the network was not taught to"
@@ -112,7 +112,7 @@ def certificate_line(facts: Plain, specs: Specs, also_chosen: bool) -> str:
     views = one_view_words(specs.tta) if specs.tta != "none" else ""
     if views and not exports:
         return views
-    line = f"sets with {in_words(facts['coverage'], facts['by_class'], several)}, by "
+    line = f"prediction sets with {in_words(facts['coverage'], facts['by_class'], several)}, by "
     line += f"{facts['n']:,} {'labelled ' * several}{_WORDS[facts['fitted_on']]}"
     if also_chosen and facts["fitted_on"] == "val":
         line += ", which also choose the best epoch"

@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import CombinationError, ConfigError, DataError, WeightsError, closest
+from xfer.core.errors import (
+    ClassNameError,
+    CombinationError,
+    ConfigError,
+    DataError,
+    WeightsError,
+    closest,
+)
 from xfer.models.head import Keep, Remap, class_match
 from xfer.models.head.class_match import Naming, adopt
 
 if TYPE_CHECKING:
+    import torch
+
     from xfer.config.specs import Specs
-    from xfer.core.types import Dataset
+    from xfer.core.types import Dataset, Network
     from xfer.models.network import Parts
-    from xfer.weights.content import Weights
+    from xfer.weights.content import Match, Weights
 
 
 def joined(
@@ -40,10 +49,30 @@ def joined(
         unknown = ("unknown",) if set(specs.stages) == {"embed"} else None
         classes = _given(dataset.classes if dataset else names or unknown)
         parts = Parts(specs.backbone, head, len(classes))
+    for name in classes:
+        if name.encode(errors="ignore").decode() != name:
+            what = f"the name of class '{name}' is no UTF-8, and no file could have it"
+            raise ClassNameError("data", what, "rename its folder, or write the list as UTF-8", 0)
     if isinstance(head, Remap):
         rows = _remapped(head, classes, weights, ready=specs.answers)
         parts = replace(parts, rows=rows, source_classes=known)
     return dataset, classes, replace(parts, seed=specs.seed, compat=weights.compat)
+
+
+def source_head(
+    weights: Weights, match: Match, network: Network, classes: int
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Weight (source's classes, d) and bias of the layer that the ``weights`` came with for the
+    classifier of ``network``, before its head is swapped. ``None`` where that is no single layer,
+    and where it may have learned the labels of these images: of a fit of xfer's, or with as many
+    ``classes`` as the data has."""
+    path, state = network.heads[0], weights.state or {}
+    weight, bias = (state.get(f"{match.prefix}{path}.{kind}") for kind in ("weight", "bias"))
+    if weight is None or bias is None or weights.splits or len(weight) in (1, classes):
+        return None
+    layer = network.module.get_submodule(path)
+    alike = len(network.heads) == 1 and weight.shape[1:] == getattr(layer, "weight", bias).shape[1:]
+    return (weight.flatten(1).float(), bias.float()) if alike else None
 
 
 def _given(classes: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -93,6 +122,6 @@ def class_mismatch(
     parts = [f"the data lacks {missing[:5]}"] if missing else []
     parts += [f"the data adds {extra[:5]}"] if extra else []
     hint = f"give data with the {len(model)} classes {list(model)[:8]}"
-    if extra and missing:
-        hint = closest(extra[0], missing)
+    if extra and missing and (near := closest(extra[0], missing)).startswith("did you mean"):
+        hint = near
     return DataError(where, "; ".join(parts), hint, 42)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 from pydantic import AfterValidator
 from typing_extensions import TypedDict
@@ -43,6 +43,7 @@ class _History(TypedDict):
     rows: list[_Row]
     best: Best | None
     copies: list[Annotated[str, AfterValidator(_is_plain)]]
+    ranks: NotRequired[list[dict[str, int]]]
 
 
 class _Phases(TypedDict):

@@ -19,7 +19,7 @@ from xfer.models.head.class_match import Naming, adopt
 from xfer.plan import auto
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan, plan_calibration
 from xfer.plan.certificate_images import check_certificate
-from xfer.plan.classes import class_mismatch, joined
+from xfer.plan.classes import class_mismatch, joined, source_head
 from xfer.plan.multilabel_task import check_source_head, of_card, refuse_for_labels, watched
 from xfer.plan.plan import NO_LAYOUT, Plan
 from xfer.plan.preflight import check_devices, check_votes
@@ -132,12 +132,15 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
     if dataset and "train" in dataset.splits and specs.stages != ("embed",):
         pretrained = weights.state is not None
         training = _what_trains(specs, parts, after, dataset, pretrained, not_exact)
-        training = _calibrating(training, after, dataset, spec.size)
+        fitted = (training.specs, training.parts, after, dataset, training.phases, spec.size)
+        planned = plan_calibration(*fitted)
+        decisions = (*training.decisions, *planned.decisions())
         taught_by = plan_teacher(training.specs, dataset, classes)
-        training = training._replace(teacher=taught_by)
+        training = training._replace(decisions=decisions, calibration=planned, teacher=taught_by)
     else:
         training = _Training(specs, parts, None, NO_LAYOUT, (), (), {})
-    load, momenta = _load_report(parts, classes, weights, match, before.heads)
+    load, optimizer_state = _load_report(parts, classes, weights, match, before.heads)
+    asked = "audit" in specs.stages
     card = Card(
         # With what the builder added by itself, so that the card alone rebuilds the network.
         backbone={**specs.facts["backbone"], **({"args": before.args} if before.args else {})},
@@ -157,8 +160,9 @@ def _from_specs(specs: Specs, dataset: Dataset | None, weights: Weights, not_exa
         dataset=dataset,
         card=card,
         state=match.state,
-        momenta=momenta,
+        optimizer_state=optimizer_state,
         load=load,
+        source_head=source_head(weights, match, before, len(classes)) if asked else None,
         **training._asdict(),
     )
 
@@ -197,23 +201,13 @@ def _what_trains(
         return _what_is_filled(specs, parts, dataset)
     decisions = auto.decide(specs, design, images, pretrained, not_exact)
     specs = auto.apply(specs, decisions)
-    if watches := auto.watching(specs, watched(specs)):
+    if watches := auto.watching(specs, *watched(specs)):
         decisions, specs = [*decisions, *watches], auto.apply(specs, watches)
     phases = specs.freeze.phases(design, specs.trainer.epochs)
     if specs.trainer.head_start == "solved":
         phases = specs.freeze.after_solved(phases)
     features = _expected_features(specs, dataset, phases, network)
     return _Training(specs, parts, network, design, phases, tuple(decisions), features)
-
-
-def _calibrating(
-    training: _Training, network: Network, dataset: Dataset, size: tuple[int, int]
-) -> _Training:
-    """``training``, with what calibrates the network after it."""
-    given = (training.specs, training.parts, network, dataset, training.phases, size)
-    planned = plan_calibration(*given)
-    decisions = (*training.decisions, *planned.decisions())
-    return training._replace(decisions=decisions, calibration=planned)
 
 
 def _what_is_filled(specs: Specs, parts: Parts, dataset: Dataset) -> _Training:
@@ -244,7 +238,7 @@ def _load_report(
 ) -> tuple[Plain, OptimizerBuffers | None]:
     """What ``load_report.json`` holds, and the optimizer state to continue with; ``heads`` are the
     classifiers before the head swap."""
-    from xfer.weights.load_report import account, mark_continued
+    from xfer.weights.content import account, mark_continued
     from xfer.weights.optimizer_state import continued
 
     load = account(weights, match, heads) if weights.state is not None else {}
@@ -256,16 +250,16 @@ def _load_report(
         }
     if weights.optimizer is None:
         return load, None
-    momenta, dropped = continued(
+    optimizer_state, dropped = continued(
         weights.optimizer, weights, match, () if parts.head_from_source else heads
     )
-    mark_continued(load, momenta)
+    mark_continued(load, optimizer_state)
     load["optimizer"] = {
-        "algorithm": momenta.algorithm,
-        "continued": len(momenta.buffers),
+        "algorithm": optimizer_state.algorithm,
+        "continued": len(optimizer_state.buffers),
         "dropped": dropped,
     }
-    return load, momenta
+    return load, optimizer_state
 
 
 def _splits(training: _Training, dataset: Dataset | None, weights: Weights) -> Mapping[str, str]:
@@ -368,7 +362,7 @@ def _agrees(asked: Plain, held: Plain) -> bool:
 
 
 def _check_training(plan: Plan) -> None:
-    from xfer.evaluation.metrics import names, refuse_worse_end
+    from xfer.evaluation.metrics import names
     from xfer.models.network import empty
 
     specs, policy, epochs = plan.specs, plan.specs.checkpoint, plan.specs.trainer.epochs
@@ -379,9 +373,6 @@ def _check_training(plan: Plan) -> None:
     if policy.monitor not in known:
         what, fix = f"no metric is called '{policy.monitor}'", closest(policy.monitor, known)
         raise ConfigError("checkpoint.monitor", what, fix, 86)
-    part = specs.metrics.get(policy.monitor.removeprefix("val_"))
-    if part is not None:
-        refuse_worse_end(policy.monitor, policy.mode, part.better)
     # A BatchNorm would have one value to train on where its map is one pixel; larger maps have
     # more, and an odd image at the end of an epoch is never alone.
     if specs.data and specs.data.batch_size == 1 and plan.layout.batch_norms:

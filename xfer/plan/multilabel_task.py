@@ -60,9 +60,12 @@ def check_source_head(specs: Specs, weights: Weights) -> None:
     raise LabelsError("head", what, "type head=linear", 6)
 
 
-def watched(specs: Specs) -> str:
-    """The metric that decides which epoch is the best: the mean average precision of several
-    labels, unless another one was asked for."""
+def watched(specs: Specs) -> tuple[str, str]:
+    """The metric that decides which epoch is the best, and whether by its ``max`` or ``min``: the
+    mean average precision of several labels, unless another one was asked for."""
     name = specs.checkpoint.monitor
     asked = "checkpoint.monitor" in specs.explicit or name != _USUAL
-    return "val_map" if specs.task.several and not asked else name
+    name = "val_map" if specs.task.several and not asked else name
+    rows = specs.task.rows(specs.metrics)
+    end = next((row.better for row in rows if f"val_{row.name}" == name), "min")
+    return name, end if specs.checkpoint.mode == "auto" else specs.checkpoint.mode

@@ -7,14 +7,17 @@ batches, decoded images) makes another one with :func:`dataclasses.replace`; ``f
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from xfer.core.control_groups import THREADS, busy_cores, processors_left
 from xfer.core.types import Card, Dataset, Network, Plain, Samples
-from xfer.core.world import starts, usable_cores
+from xfer.core.world import starts
 from xfer.data.folds import fold_facts
+from xfer.data.shared_memory import SHARED, free_bytes, has_locks
 from xfer.data.tta import tta_facts
 from xfer.freeze import Layout, Phase, ever
 from xfer.plan.auto import Decision
@@ -24,6 +27,8 @@ from xfer.plan.resume import fingerprint
 from xfer.plan.teacher_plan import TeacherPlan, teacher_remarks
 
 if TYPE_CHECKING:
+    import torch
+
     from xfer.config.specs import Specs
     from xfer.core.types import StateDict
     from xfer.models.network import Parts
@@ -38,12 +43,13 @@ class Plan:
     """Everything that is known before the work: ``specs`` is ``asked`` with every ``auto`` decided
     as ``decisions`` say, ``load`` what ``load_report.json`` holds.
 
-    ``state`` are the source's tensors by the network's names, ``momenta`` its optimizer state to
-    continue with. Where something trains: ``network`` (on the meta device, its head swapped and
-    its adapters in place), what it is made of (``layout``), what trains when (``phases``), and
-    what its ``features`` would take, what ``calibration`` comes after it, and the ``teacher`` that
-    it learns from. ``final_epochs`` is when a fit ends that the folds of a cross-validation have
-    said the length of: before its schedule does.
+    ``state`` are the source's tensors by the network's names, ``optimizer_state`` what of its
+    optimizer is continued. Where something trains: ``network`` (on the meta device, its head
+    swapped and its adapters in place), what it is made of (``layout``), what trains when
+    (``phases``), and what its ``features`` would take, what ``calibration`` comes after it, and
+    the ``teacher`` that it learns from. ``source_head`` are weight and bias of the classifier that
+    an audit asks, see :func:`xfer.plan.classes.source_head`. ``final_epochs`` is when a fit ends
+    that the folds of a cross-validation have said the length of: before its schedule does.
     """
 
     asked: Specs
@@ -52,7 +58,7 @@ class Plan:
     card: Card
     parts: Parts
     state: StateDict = field(default_factory=dict)
-    momenta: OptimizerBuffers | None = None
+    optimizer_state: OptimizerBuffers | None = None
     load: Plain = field(default_factory=dict)
     network: Network | None = None
     layout: Layout = NO_LAYOUT
@@ -61,6 +67,7 @@ class Plan:
     features: Plain = field(default_factory=dict)
     calibration: CalibrationPlan = NO_CALIBRATION
     teacher: TeacherPlan | None = None
+    source_head: tuple[torch.Tensor, torch.Tensor] | None = None
     final_epochs: int | None = None
 
     @property
@@ -93,7 +100,7 @@ class Plan:
         trainer, data = self.specs.trainer, self.specs.data
         if data is None:
             return 0
-        count = batches(len(self.split("train")), data.batch_size, trainer.ranks)
+        count = batches(len(self.split("train")), data.batch_size, self.specs.begun_ranks)
         return math.ceil(count / trainer.accumulate)
 
     @property
@@ -135,7 +142,9 @@ class Plan:
                 *_too_long(self),
                 *_one_view(self),
                 *_to_start(self),
+                *_fewer_processors(),
                 *_taking_turns(self),
+                *_little_shared(self),
                 *teacher_remarks(self.teacher, dataset),
             ],
             "leakage": [list(leak) for leak in dataset.leaks[:_LISTED]] if dataset else [],
@@ -153,7 +162,8 @@ class Plan:
             "features": {**specs.facts["features"], **self.features},
             "auto": [asdict(decision) for decision in self.decisions],
             **_training_facts(self),
-            "fingerprint": fingerprint(self.asked.config),
+            "fingerprint": fingerprint(self.asked.config, self.asked.begun),
+            **({"begun": self.asked.begun} if self.asked.begun else {}),
             "config": self.asked.config,
         }
 
@@ -192,8 +202,8 @@ def _too_long(plan: Plan) -> list[str]:
             "rate rises to the end and never falls; set it below that"
         )
     n = len(plan.split("train"))
-    if specs.data and n < (size := specs.data.batch_size) * specs.trainer.ranks:
-        each = f" on each of {specs.trainer.ranks} devices" if specs.trainer.ranks > 1 else ""
+    if specs.data and n < (size := specs.data.batch_size) * specs.begun_ranks:
+        each = f" on each of {specs.begun_ranks} devices" if specs.begun_ranks > 1 else ""
         lines.append(
             f"data.batch_size={size}{each} is more than the {n} training images: an epoch is one "
             "step; a smaller data.batch_size gives more of them"
@@ -217,13 +227,40 @@ def _to_start(plan: Plan) -> list[str]:
     return [f"trainer.nodes={trainer.nodes} needs a launcher: {how}"]
 
 
+def _fewer_processors() -> list[str]:
+    """That a container or a job leaves this process fewer processors than the machine has."""
+    if (worth := processors_left()) is None:
+        return []
+    threads = os.environ.get(THREADS)
+    how = f"{THREADS}={threads}" if threads else f"set {THREADS} before torch is loaded"
+    return [f"the control group leaves {worth:g} of {os.cpu_count()} processors: {how}"]
+
+
 def _taking_turns(plan: Plan) -> list[str]:
     """That more workers are asked for than this process may use processors."""
-    data, cores = plan.specs.data, len(usable_cores())
+    data, cores = plan.specs.data, busy_cores()
     if data is None or data.workers <= cores:
         return []
     many = f"data.workers={data.workers} is more than this process has processors, {cores}"
     return [f"{many}: they take turns, and fewer may be faster"]
+
+
+def _little_shared(plan: Plan) -> list[str]:
+    """That worker processes cannot hand over their batches as they usually do."""
+    data, card = plan.specs.data, plan.card
+    if data is None or not data.workers:
+        return []
+    if not has_locks():
+        return [f"{SHARED} cannot be used: images are decoded in one process, as data.workers=0"]
+    processes = data.workers * plan.specs.trainer.devices
+    batches = processes * max(data.batch_size, data.eval_batch_size)
+    needed, free = batches * 12 * math.prod(card.input.size), free_bytes()
+    if free is None or needed < free:
+        return []
+    return [
+        f"{SHARED} has {free / 1e6:,.0f} MB, and {processes} batches take {needed / 1e6:,.0f}: "
+        "what has no room comes through pipes, which is slower; a container: --shm-size=1g"
+    ]
 
 
 def _training_facts(plan: Plan) -> Plain:

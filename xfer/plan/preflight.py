@@ -1,21 +1,34 @@
-"""Whether a run can train on its devices and its files will fit, before anything is paid for."""
+"""Whether a run can train on its devices and its files will fit, before anything is paid for; and
+the folder that its plan is written into: made, or refused where it is taken."""
 
 from __future__ import annotations
 
 import math
 import os
+import secrets
 import shutil
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from xfer.core.errors import CombinationError, ConfigError, HeadError, OutputError
-from xfer.core.files import output_errors
+import numpy as np
+
+from xfer.config.specs import Specs
+from xfer.config.verbs import override, quoted
+from xfer.core.errors import (
+    CombinationError,
+    ConfigError,
+    HeadError,
+    OutputError,
+    RanksError,
+    plural,
+)
+from xfer.core.files import output_errors, write_json, write_text, yaml_text
+from xfer.core.run_folder import BESIDE
+from xfer.core.types import Plain
 from xfer.core.world import check_world, refuse_launched
 from xfer.freeze import ever
-
-if TYPE_CHECKING:
-    from xfer.plan.plan import Plan
-
+from xfer.plan.plan import Plan
 
 _SHARED = {"fit", "evaluate", "predict"}
 """Stages of which every rank does a part."""
@@ -48,6 +61,33 @@ def check_devices(plan: Plan, training: bool) -> None:
             raise CombinationError("trainer.devices", what, fix, 3)
 
 
+def _check_begun(plan: Plan, begun: Plain) -> None:
+    """Raise RanksError where what others have begun by steps cannot be gone on with."""
+    from xfer.data.sampler import RankShare, batches
+
+    specs, train, first = plan.specs, plan.split("train"), plan.specs.begun_ranks
+    shares = [RankShare(0, ranks, first) for ranks in range(specs.trainer.ranks, 0, -1)]
+    size = first * (specs.data.batch_size if specs.data else 0)
+    last = len(train) - size * (batches(len(train), size // first, first) - 1)
+    smallest = min(last, max(size, 2 * first))
+    back = f"type trainer.devices={begun['devices']} trainer.nodes={begun['nodes']}"
+    what = f"goes on with what {plural(first, 'rank')} began: "
+    if plan.folded:
+        what += "each fold is a run of its own, and those that are left would have other batches"
+        raise RanksError("trainer.devices", what, back, 2)
+    if specs.task.several and shares[0].pieces > 1 and bool(np.less(train.labels, 0).any()):
+        what += "they compute several parts of a batch in turn, and how many of its labels are "
+        what += "known must be known before"
+        raise RanksError("trainer.devices", what, back, 1)
+    # Batch normalisation cannot train on one image; one process alone can go on with anything.
+    fit = [s.ranks for s in shares if s.parts == first or 2 * s.parts <= smallest]
+    if fit[0] != specs.trainer.ranks:
+        what += f"the smallest batch of an epoch has {plural(smallest, 'image')}, which "
+        what += f"{specs.trainer.ranks} cannot share in parts of two"
+        fix = f"type trainer.devices={fit[0]} trainer.nodes=1"
+        raise RanksError("trainer.devices", what, fix, 0)
+
+
 def _check_together(plan: Plan) -> None:
     """Raise ConfigError for what ranks cannot do together."""
     specs, trainer = plan.specs, plan.specs.trainer
@@ -59,12 +99,14 @@ def _check_together(plan: Plan) -> None:
         raise CombinationError("trainer.on_oom", what, fix, 1)
     if trainer.shards:
         _check_shards(plan)
+    if specs.begun and not specs.optim.solves:
+        _check_begun(plan, specs.begun)
 
 
 def _check_shards(plan: Plan) -> None:
     """Raise CombinationError for what cannot train where the ranks divide the network."""
     trainer = plan.specs.trainer
-    optimizer, features = plan.momenta is not None, plan.specs.features.use == "require"
+    optimizer, features = plan.optimizer_state is not None, plan.specs.features.use == "require"
     reasons = (
         (trainer.ranks == 1, "one device has nobody to divide with", "trainer.devices=2"),
         (bool(plan.layout.adapters), "freeze trains adapters", "freeze=head_only or freeze=none"),
@@ -108,7 +150,8 @@ def check_gpus(accelerator: str, devices: int) -> None:
 
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if accelerator == "gpu" and not there:
-        raise ConfigError("trainer.accelerator", "there is no GPU here", "use trainer=cpu", 88)
+        fix = "type trainer.accelerator=cpu"
+        raise ConfigError("trainer.accelerator", "there is no GPU here", fix, 88)
     if 0 < there < devices:
         gpus = "is 1 GPU" if there == 1 else f"are {there} GPUs"
         fix = f"use {there} at most, or trainer.accelerator=cpu"
@@ -153,3 +196,38 @@ def needed_bytes(plan: Plan) -> int:
     folds = plan.facts["folds"] if not plan.specs.optim.solves else None
     runs = 1 + (folds["folds"] * folds["repeats"] if folds else 0)
     return runs * ((3 + copies) * last + 2 * sum(sizes.values()) + _BESIDE)
+
+
+def refuse_taken(specs: Specs) -> None:
+    """Raise OutputError, before any cost, for a ``run.dir`` that cannot be this run's own."""
+    if specs.run_dir is None:
+        return
+    folder = Path(specs.run_dir).expanduser()
+    with output_errors(folder):
+        if folder.exists() and any(path.name not in BESIDE for path in folder.iterdir()):
+            fix = f"choose another run.dir, or {quoted(override('checkpoint.resume', str(folder)))}"
+            raise OutputError(folder, "already holds files", fix, 2)
+
+
+def make_folder(specs: Specs) -> Path:
+    """A folder of this run's own: made, never shared."""
+    if specs.run_dir is not None:
+        folder = Path(specs.run_dir).expanduser()
+        with output_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+    root = Path("outputs") / specs.experiment
+    while True:
+        stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        folder = root / f"{stamp}_{secrets.token_hex(3)}"
+        with output_errors(folder), suppress(FileExistsError):
+            folder.mkdir(parents=True)
+            return folder
+
+
+def write_plan(plan: Plan, folder: Path) -> None:
+    """Write ``plan.json`` and, where weights were loaded, what became of each tensor."""
+    write_json(folder / "plan.json", plan.facts)
+    if plan.load:
+        write_json(folder / "load_report.json", plan.load)
+    write_text(folder / "config.yaml", yaml_text(plan.asked.config))

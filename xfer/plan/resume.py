@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
-from xfer.core.checksum import sealed
+from xfer.config.verbs import override, quoted
+from xfer.core.checksum import checksum_holds
 from xfer.core.errors import ResumeError, printable
 from xfer.core.files import open_to_read
 from xfer.core.log import log
@@ -31,6 +32,10 @@ _NEW = (("calibration", "auto"), ("trainer.nodes", 1), ("trainer.strategy", "ddp
 """Keys that there were not always, with what they had been before."""
 
 
+_RANKS: Plain = {"devices": 1, "nodes": 1, "strategy": "ddp"}
+"""Keys of ``trainer`` that may be others when a run is named and goes on, with the usual values."""
+
+
 def _below(name: str) -> str:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
@@ -43,14 +48,19 @@ _Below = Annotated[str, AfterValidator(_below)]
 
 @dataclass(frozen=True)
 class Earlier:
-    """A run that was there before; ``finished`` with all stages that are asked for."""
+    """A run that was there before; ``finished`` with all stages that are asked for, and ``begun``
+    on these devices, nodes and strategy, where it is to go on with others."""
 
     folder: Path
     finished: bool
+    begun: Plain | None = None
 
 
-def fingerprint(config: Plain) -> str:
-    """sha256 over everything in ``config`` that decides what is trained."""
+def fingerprint(config: Plain, begun: Plain | None = None) -> str:
+    """sha256 over everything in ``config`` that decides what is trained, with the devices, nodes
+    and strategy that a run has ``begun`` with."""
+    if begun:
+        config = _on(config, begun)
     # A run that began before there was this key is resumed as well: auto left it as it was.
     keys = {k: v for k, v in flat(config).items() if (k, v) not in _NEW}
     facts = json.dumps(sorted(keys.items()), default=str)
@@ -89,7 +99,9 @@ def choose(
                 facts = _plan(plan.parent)
             except ResumeError:
                 continue  # whosever it is, it is not known to be of this configuration
-            if facts.get("fingerprint") == fingerprint(config) and not is_live(plan.parent):
+            # Begun with these devices, or gone on with them last.
+            prints = facts.get("fingerprint"), fingerprint(facts.get("config", {}))
+            if fingerprint(config) in prints and not is_live(plan.parent):
                 return _earlier(plan.parent, config)
         return None
     return _named(Path(resume).expanduser(), config)
@@ -101,14 +113,30 @@ def _named(folder: Path, config: Plain) -> Earlier:
         fix = "give checkpoint.resume=OUTPUT_FOLDER"
         raise ResumeError(folder, "is no xfer run folder", fix, 1)
     if is_live(folder):
-        raise ResumeError(folder, "is being worked on by another process", "wait for it", 2)
-    if facts["fingerprint"] != fingerprint(config):
-        before, now = flat(facts["config"]), flat(config)
+        raise _at_work(folder)
+    begun = _begun(facts)
+    if facts["fingerprint"] != fingerprint(config, begun):
+        before, now = flat(_on(facts["config"], begun)), flat(_on(config, begun))
         changed = sorted(k for k in {*before, *now} if before.get(k) != now.get(k))
         changes = "; ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in changed[:5])
         fix = "give the same options, or drop checkpoint.resume"
         raise ResumeError(folder, f"was configured otherwise: {changes}", fix, 3)
     return _earlier(folder, config)
+
+
+def _begun(facts: Plain) -> Plain:
+    trainer = facts.get("config", {}).get("trainer", {})
+    began: Plain = facts.get("begun") or {key: trainer.get(key, _RANKS[key]) for key in _RANKS}
+    return began
+
+
+def _on(config: Plain, begun: Plain) -> Plain:
+    trainer = config.get("trainer", {})
+    return {**config, "trainer": {key: begun.get(key, trainer[key]) for key in trainer}}
+
+
+def _at_work(folder: Path) -> ResumeError:
+    return ResumeError(folder, "is being worked on by another process", "wait for it", 2)
 
 
 def check_same(earlier: Earlier, facts: Plain) -> None:
@@ -125,11 +153,14 @@ def check_same(earlier: Earlier, facts: Plain) -> None:
 
 
 def _earlier(folder: Path, config: Plain) -> Earlier:
-    check_stages(folder, config["stages"], f"stages=[...] checkpoint.path={folder}")
+    named = quoted(override("checkpoint.path", str(folder)))
+    check_stages(folder, config["stages"], f"'stages=[...]' {named}")
     finished = _status(folder)["state"] == "finished" and not lacks(folder, config["stages"])
     if finished:
         check_files(folder, _DRAWN if list(config["stages"]) == ["report"] else ())
-    return Earlier(folder, finished)
+    begun, trainer = _begun(_plan(folder)), config.get("trainer", {})
+    same = all(trainer.get(key, value) == value for key, value in begun.items())
+    return Earlier(folder, finished, None if same else begun)
 
 
 _DRAWN = ("report.html", "report.md")
@@ -149,6 +180,8 @@ def check_files(folder: Path, but: Collection[str] = ()) -> None:
             wrong.append(f"{name} is gone")
         except OSError as error:
             wrong.append(f"{name} cannot be read ({error.strerror})")
+    if wrong and is_live(folder):  # its files are written first, and vouched for at last
+        raise _at_work(folder)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         what = f"has finished, but since then {', '.join(wrong[:3])}{more}"
@@ -200,15 +233,25 @@ def resume_file(folder: Path) -> Path | None:
 
 
 def _is_whole(path: Path) -> bool:
-    return path.is_file() and sealed(path) is True
+    return path.is_file() and checksum_holds(path) is True
 
 
 START_ANEW = "start a new run: the same command without checkpoint.resume"
 _BACK = f"put it back, or {START_ANEW}, and with another run.dir"
 
 
+_Count = Annotated[int, Field(gt=0)]
+
+
+class _Begun(TypedDict, total=False):
+    devices: _Count
+    nodes: _Count
+    strategy: Literal["ddp", "fsdp"]
+
+
 class _Config(TypedDict, total=False):
     stages: list[str]
+    trainer: _Begun
 
 
 class Planned(TypedDict, total=False):
@@ -216,6 +259,7 @@ class Planned(TypedDict, total=False):
 
     fingerprint: str
     config: _Config
+    begun: _Begun
 
 
 class Ended(TypedDict, total=False):

@@ -7,11 +7,15 @@ from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from xfer.config import custom
 from xfer.core.errors import plural, printable
 from xfer.core.types import InputSpec, Plain
 from xfer.data.folds import fold_words
+from xfer.data.image import are_files
 from xfer.data.tta import tta_words
+from xfer.evaluation.multilabel_leave_one_out import known_alike
 from xfer.evaluation.task import CHOSEN_ON
 from xfer.plan.calibration_plan import calibration_words
 from xfer.plan.certificate_images import certificate_line, unlike_line
@@ -30,14 +34,15 @@ def table(plan: Plan) -> str:
         ("stages", ", ".join(facts["stages"]) or "none: this is the plan alone"),
         ("classes", f"{len(card.classes)}: {', '.join(card.classes[:8])}{more}"),
         *_task_lines(plan),
+        *_audit_lines(plan),
         *((f"split {name}", _split_line(split)) for name, split in facts["splits"].items()),
         *_fold_lines(plan),
         ("backbone", _spec_line(card.backbone)),
-        ("source", _source_line(card.source)),
+        ("source", _source_line(plan)),
         *(("", line) for line in _load_lines(plan.load)),
         ("head", _spec_line(card.head)),
         ("input", _input_line(card.input)),
-        *_assumed_lines(plan),
+        *_recipe_lines(plan),
         *_views_lines(plan),
         *(_training_lines(facts) if "params" in facts and not _only_audits(plan) else ()),
         *_parts(plan),
@@ -72,6 +77,25 @@ def _task_lines(plan: Plan) -> list[tuple[str, str]]:
     else:
         said = "a threshold a class by its F1 on val, which then is no longer unseen"
     return [("labels", f"several an image, or none; {said}")]
+
+
+def _audit_lines(plan: Plan) -> list[tuple[str, str]]:
+    """What an audit judges labels by, and, where they are known of different images, how many
+    regressions it is of: each takes as long as that of labels that are all known. And whether
+    decisions in its table are read."""
+    if "audit" not in plan.specs.stages or not plan.dataset:
+        return []
+    by = "features alone: the source has no classifier that knows nothing of these labels"
+    if plan.source_head:
+        by = f"features and the source's answers for its {len(plan.source_head[1]):,} classes"
+    splits, said = plan.dataset.splits.values(), [f"labels are judged by {by}"]
+    if plan.specs.task.several:
+        count = len(known_alike(np.concatenate([samples.labels for samples in splits])))
+        if count > 1:
+            said.append(f"labels are known of {count} different sets of images: a regression each")
+    if not all(are_files(samples.images) for samples in splits):
+        said.append("these images are no files, so that data=csv cannot read what is decided")
+    return [("audit", line) for line in said]
 
 
 def _fold_lines(plan: Plan) -> list[tuple[str, str]]:
@@ -121,7 +145,7 @@ def _certificate_lines(plan: Plan) -> list[tuple[str, str]]:
         return []
     line = certificate_line(facts, plan.specs, also_chosen)
     made = plan.card.certificate is not None
-    unlike = [("", unlike_line(facts, made))] if line.startswith("sets") else []
+    unlike = [("", unlike_line(facts, made))] if line.startswith("prediction sets") else []
     return [("certificate", line), *unlike]
 
 
@@ -146,9 +170,10 @@ def brief(plan: Plan) -> str:
         *_fold_lines(plan)[:1],
         ("classes", f"{len(card.classes)}: {names}{more}"),
         *_task_lines(plan),
+        *_audit_lines(plan),
         ("network", f"{_name(card.backbone)}, {_name(card.head)} head, {height} x {width} pixels"),
         *([("answers", tta)] if tta else []),
-        ("weights", _source_line(card.source) + _fates(plan.load)),
+        ("weights", _source_line(plan) + _fates(plan.load)),
         *(_training_brief(plan) if "params" in facts and not _only_audits(plan) else ()),
         *parts,
         *(("remark", remark) for remark in remarks[:shown]),
@@ -219,11 +244,14 @@ def _spec_line(facts: Plain) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _source_line(source: Plain) -> str:
-    if not source.get("origin"):
-        return "none: random weights"
+def _source_line(plan: Plan) -> str:
+    """Whose weights these are, and what a checkpoint was trained from."""
+    source, checkpoint = plan.card.source, plan.specs.checkpoint.path
     hashed = f", sha256 {source['sha256'][:12]}" if source.get("sha256") else ""
-    return f"{source['origin']}{hashed}"
+    began = f"{source['origin']}{hashed}" if source.get("origin") else "random weights"
+    if checkpoint:
+        return f"{checkpoint}, trained from {began}"
+    return began if source.get("origin") else f"none: {began}"
 
 
 def _load_lines(load: Plain) -> list[str]:
@@ -260,14 +288,20 @@ def _input_line(spec: InputSpec) -> str:
     return line + (f"; range {spec.range[0]:g} to {spec.range[1]:g}" if spec.range else "")
 
 
-def _assumed_lines(plan: Plan) -> list[tuple[str, str]]:
-    """That the recipe is the library's for the architecture, where the weights came without one."""
+def _recipe_lines(plan: Plan) -> list[tuple[str, str]]:
+    """Whose recipe is taken, where that is not plain from the source."""
     source = plan.card.source
     asked, name = source.get("spec", {}), plan.card.backbone.get("name", "it")
-    published = source.get("kind") == "hub" and not asked.get("path")
+    described = plan.load.get("repository") or not asked.get("path")
+    published = source.get("kind") == "hub" and described
     if not plan.load or published or source.get("kind") == "run" or asked.get("recipe"):
         return []
-    return [("", f"as {name} has it by default: the file says none; source.recipe=FILE can")]
+    if plan.load.get("recipe"):
+        return [("", "as the file says, which xfer exported; source.recipe=FILE for another")]
+    if whose := plan.load.get("published"):
+        return [("", f"as is published with it: by its sha256 the file is {whose}")]
+    assumed = f"as {name} has it by default: the file says none; source.recipe=FILE sets another"
+    return [("", assumed)]
 
 
 def _training_lines(facts: Plain) -> list[tuple[str, str]]:
@@ -293,7 +327,8 @@ def _training_lines(facts: Plain) -> list[tuple[str, str]]:
 def steps_line(facts: Plain) -> str:
     """How long the training is, from the facts of a plan."""
     steps = facts["steps"]
-    devices, nodes = steps["devices"], steps.get("nodes", 1)
+    begun = facts.get("begun") or steps
+    devices, nodes = begun["devices"], begun.get("nodes", 1)
     if not facts["optimizer"]:
         filled = facts["params"]["trainable"] == 0
         how = "holds training features" if filled else "is solved exactly"
@@ -306,7 +341,23 @@ def steps_line(facts: Plain) -> str:
     epochs = f"{steps['epochs']} epoch{'s' * (steps['epochs'] != 1)}"
     count = f"{epochs} of {steps['per_epoch']} step{'s' * (steps['per_epoch'] != 1)}"
     count += f", {steps['total']} in all" * (steps["epochs"] != 1)
-    return f"{count} (batches of {steps['batch_size']}{each})"
+    return f"{count} (batches of {steps['batch_size']}{each}{_going_on(facts)})"
+
+
+def _going_on(facts: Plain) -> str:
+    """With what devices a run goes on that others have begun, and what is then the same."""
+    if "begun" not in facts:
+        return ""
+    from xfer.data.sampler import RankShare
+
+    now, begun = (row["devices"] * row["nodes"] for row in (facts["steps"], facts["begun"]))
+    share = RankShare(0, now, begun)
+    said = f", as it began; now {plural(now, 'rank')}"
+    if share.parts == begun:
+        turns = f", {share.pieces} parts of each batch in turn" if share.pieces > 1 else ""
+        return f"{said}{turns}: the same images in each step, figures agree to rounding"
+    said += f", {share.parts} parts of each batch: the same images in each step, but BatchNorm that"
+    return f"{said} trains, dropout, mixing and class weights see them in other parts"
 
 
 def _parameter_lines(rows: list[Plain]) -> list[str]:

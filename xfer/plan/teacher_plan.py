@@ -18,6 +18,7 @@ from xfer.core.read_back import checked
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Dataset, InputSpec, Plain
 from xfer.weights.formats.detect import kind_of
+from xfer.weights.hub import huggingface
 
 if TYPE_CHECKING:
     from xfer.config.specs import ModelFile, Specs
@@ -81,7 +82,7 @@ def plan_teacher(specs: Specs, dataset: Dataset, classes: tuple[str, ...]) -> Te
     """The teacher that the loss of ``specs``, in which all is decided, asks for; ``None`` for none.
 
     Raises CommandError for what a teacher does not go with, for one that does not fit and for a
-    name that is no run's, WeightsError for a file that cannot be read.
+    name that is no run's, WeightsError for a file that cannot be read or had from a hub.
     """
     loss = specs.loss
     if not isinstance(loss, HasTeacher) or not {"fit", "lr_find"} & {*(specs.stages or ("fit",))}:
@@ -151,6 +152,8 @@ def _file_of(text: str) -> Path:
     if text == LAST:
         what = "'last' is another run each time that this file is read"
         raise CommandError(_KEY, what, "type it on the command line, or name the run", 37)
+    if text.startswith("hf://"):
+        return huggingface.file_at(_KEY, text)
     path = Path(text).expanduser()
     if path.suffix.lower() == ".onnx":
         return path

@@ -23,7 +23,10 @@ from xfer.evaluation.multilabel_predictions import sign_for
 from xfer.report.audit_files import (
     KINDS,
     NEAREST,
+    Accusation,
+    accusations,
     facts,
+    in_words,
     next_command,
     of_known,
     reasons,
@@ -32,7 +35,6 @@ from xfer.report.audit_files import (
 )
 from xfer.report.card import about, data_name
 from xfer.report.image_tiles import data_uri, jpeg
-from xfer.report.multilabel_audit import Accusation, accusations, in_words
 from xfer.report.page import lay_out
 from xfer.training.fit_health import warn
 

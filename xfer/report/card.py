@@ -12,7 +12,7 @@ from pathlib import Path
 from xfer.core.types import Plain
 from xfer.report import panels, tables
 from xfer.report import sections as facts
-from xfer.report.certificate_words import promised_lines
+from xfer.report.certificate_section import promised_lines
 from xfer.report.fold_section import explained, fold_tables, lead
 from xfer.report.format import number, strength, words
 from xfer.report.image_tiles import Shot
@@ -95,7 +95,8 @@ def verdict(result: Plain) -> list[str]:
     chose = "choosing the members" if result.get("soup") else "selecting the best epoch"
     uses = {split: "calibrating the network" if split == fitted_on else chose for split in scores}
     lines += [_score(s, scores[s], uses[s]) for s in sorted(scores)]  # test before val
-    lines += sorted({_chosen_on(score) for score in scores.values() if "map" in score})
+    origins = {s["thresholds_chosen_on"] for s in scores.values() if "map" in s}
+    lines += sorted(f"Thresholds chosen on {_CHOSEN_ON[origin]}" for origin in origins)
     if not lines:
         lines = ["No split was scored in this run"]
     tta = result.get("tta") or {}
@@ -194,10 +195,6 @@ def _label_score(split: str, score: Plain) -> str:
     )
 
 
-def _chosen_on(score: Plain) -> str:
-    return f"Thresholds chosen on {_CHOSEN_ON[score['thresholds_chosen_on']]}"
-
-
 def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) -> list[Section]:
     """All parts of the card in reading order; those without content are left out.
 
@@ -205,11 +202,12 @@ def sections(result: Plain, plan: Plain, details: Plain, drawn: Collection[str])
     """
     remarks = plan.get("remarks") or []
     warnings = [line for line in result.get("warnings") or [] if line not in remarks]
+    soup = result.get("soup")
     parts = [
         Section("Warnings", text=tuple(map(str, warnings))),
         Section("Scores", tables=tables.scores(result.get("scores") or {})),
         *_cross_validation(result, plan),
-        *_soup(result),
+        *([Section("Soup", soup_text(soup), tables=soup_table(soup))] if soup else []),
         Section("Teacher", teacher_text(result), tables=teacher_tables(result)),
         *_seen(result, plan, details, drawn),
         *_folded(result, plan, details, drawn),
@@ -222,11 +220,6 @@ def _cross_validation(result: Plain, plan: Plain) -> list[Section]:
         return []
     text, parts = explained(result, plan), fold_tables(result["cv"])
     return [Section("Cross-validation", text, tables=parts)]
-
-
-def _soup(result: Plain) -> list[Section]:
-    soup = result.get("soup")
-    return [Section("Soup", soup_text(soup), tables=soup_table(soup))] if soup else []
 
 
 def _seen(result: Plain, plan: Plain, details: Plain, drawn: Collection[str]) -> list[Section]:

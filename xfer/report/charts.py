@@ -6,14 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from xfer.core.types import Plain
 from xfer.report.format import strength
 from xfer.report.plot import GREY, RATE, TRAIN, VAL, drawable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from xfer.core.types import Plain
 
 Points = list[tuple[float, float]]
 _MARKED = 40

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from xfer.evaluation.metrics import RANKED, Floats
+from xfer.evaluation.metrics import RANKED, Floats, by_image, sums
 
 if TYPE_CHECKING:
     from xfer.core.types import Predictions
 
 BINS = 15
 """As in the calibration error of ``result.json``."""
+POINTS = 80
+"""Of a curve as many are kept as a small chart can show: one has a point an image."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,9 @@ def bins(confidence: npt.ArrayLike, right: npt.ArrayLike) -> list[Bin]:
 
 @dataclass(frozen=True)
 class RecallCurve:
-    """Precision over recall of one class, from (0, 1) on, and the ``area`` below it: the average
-    precision. ``n`` are the images of the class."""
+    """Precision over recall of one class, from (0, 1) to its end at no more than twice
+    :data:`POINTS` places, and the ``area`` below the whole of it: the average precision. ``n`` are
+    the images of the class."""
 
     name: str
     n: int
@@ -66,7 +69,8 @@ def recall_curves(answers: Predictions) -> list[RecallCurve]:
     probability count together. None above so many classes as have no AUROC either."""
     if answers.labels is None or len(answers.classes) > RANKED:
         return []
-    peak, total = _sums(answers)
+    # Summed in order of size: equal answers stay equal in other places.
+    peak, total = by_image(lambda z: sums(np.sort(z.astype(np.float64), axis=1)), answers.logits)
     curves = []
     for i, name in enumerate(answers.classes):
         positive = answers.labels == i
@@ -89,17 +93,6 @@ def label_curves(answers: Predictions) -> list[RecallCurve]:
     return curves
 
 
-def _sums(answers: Predictions) -> tuple[Floats, Floats]:
-    """By image the largest logit, and the sum of all exponentials over that one's: no copy of all
-    probabilities is made. Summed in order of size: equal answers stay equal in other places."""
-    peak, total = np.empty(0), np.empty(0)
-    for block in answers.blocks():
-        z = np.sort(block.logits.astype(np.float64), axis=1)
-        peak = np.append(peak, z[:, -1])
-        total = np.append(total, np.exp(z - z[:, -1:]).sum(axis=1))
-    return peak, total
-
-
 def _curve(name: str, share: Floats, positive: npt.NDArray[np.bool_]) -> RecallCurve:
     order = np.argsort(-share, kind="stable")
     hits = np.cumsum(positive[order])
@@ -107,4 +100,6 @@ def _curve(name: str, share: Floats, positive: npt.NDArray[np.bool_]) -> RecallC
     precision = np.append(1.0, hits[last] / (last + 1))
     recall = np.append(0.0, hits[last] / hits[-1])
     area = float((np.diff(recall) * precision[1:]).sum())
-    return RecallCurve(name, int(positive.sum()), recall, precision, area)
+    every = max(1, len(recall) // POINTS)
+    kept = np.unique(np.append(np.arange(0, len(recall), every), len(recall) - 1))
+    return RecallCurve(name, int(positive.sum()), recall[kept], precision[kept], area)

@@ -58,7 +58,7 @@ def heat_of(
     """
     from xfer.evaluation.evaluate import most_wrong
 
-    wrong = most_wrong(answers, most - most // 3)
+    wrong = most_wrong(answers)[: most - most // 3].tolist()
     right = _spread_right(answers, most // 3)
     shown = [*wrong, *right]
     taken = [int(answers.logits[i].argmax()) for i in shown]
@@ -174,6 +174,6 @@ _SCALES = (
 
 def _spread_right(answers: Predictions, count: int) -> tuple[int, ...]:
     """Positions of right answers, evenly over the split, so that each class is seen."""
-    right = np.flatnonzero(answers.logits.argmax(axis=1) == answers.labels).tolist()
+    right = np.flatnonzero(answers.logits.argmax(axis=1) == answers.labels)
     n = min(count, len(right))
-    return tuple(right[i * len(right) // n] for i in range(n))
+    return tuple(int(right[i * len(right) // n]) for i in range(n))

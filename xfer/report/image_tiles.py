@@ -91,8 +91,9 @@ def shots(
             break
         kinds: tuple[str, ...] = ("sure",) if confidence[i] >= SURE else ()
         words = words_of_labels(answers, i) if answers.task else _of_one(answers, i)
-        if not answers.task and words[2] == _second(answers, i):
-            kinds += ("second",)
+        if not answers.task:
+            second = answers.classes[int(np.argsort(-answers.logits[i], kind="stable")[1])]
+            kinds += ("second",) * (words[2] == (second,))
         of = answers.classes[sure[i][0]] if sure else ""
         shown_as = (number, answers.names[i], *words[:2], float(confidence[i]))
         several = bool(answers.task)
@@ -109,11 +110,6 @@ def _of_one(answers: Predictions, position: int) -> _Words:
     label = "" if answers.labels is None else answers.classes[answers.labels[position]]
     taken = answers.classes[int(answers.logits[position].argmax())]
     return label, taken, (label,), (taken,), ()
-
-
-def _second(answers: Predictions, position: int) -> tuple[str, ...]:
-    """The second choice."""
-    return (answers.classes[int(np.argsort(-answers.logits[position], kind="stable")[1])],)
 
 
 def words_of_labels(answers: Predictions, position: int) -> _Words:

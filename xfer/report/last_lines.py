@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from signal import Signals
 
 from xfer.config.verbs import quoted
 from xfer.core.errors import printable
-from xfer.core.run_folder import best_checkpoint
+from xfer.core.log import log
+from xfer.core.run_folder import best_checkpoint, what_is_kept
+from xfer.core.signals import Stopped
 from xfer.data.tta import tta_words
 from xfer.evaluation.out_of_fold import in_words, title_of
 from xfer.report.audit_files import lines as audit_lines
@@ -36,6 +41,17 @@ def last_lines(work: Work) -> str:
     width = max((len(name) for name, _ in lines), default=0)
     rows = [f"{name:<{width}}  {printable(text)}" for name, text in lines]
     return "\n".join([*rows, f"everything is in {printable(work.folder)}"])
+
+
+@contextmanager
+def told_when_stopped(folder: Path) -> Iterator[None]:
+    """Within, a signal that ends the run says what of it is kept, and how to go on."""
+    try:
+        yield
+    except Stopped as ended:
+        stopped = f"stopped by {Signals(ended.number).name}{ended.after}, {what_is_kept(folder)}"
+        log.info(f"{stopped}; to go on, type xfer resume {printable(named(folder))}")
+        raise
 
 
 def named(run: Path) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from xfer.report.confusion import Counts
 
 _DOTS = 40
-_CURVES, _POINTS = 6, 80
+_CURVES = 6
 _LOOKS = {"train": "train", "val": "val", "held out": "rate", "lr": "rate"}
 
 
@@ -204,7 +204,7 @@ def recall(given: Sequence[RecallCurve], several: bool = False) -> Chart | None:
     named = [(look, f"{curve.name}") for look, curve in zip(looks, worst, strict=True)]
     panel.legend(named, columns=2)
     for look, curve in zip(looks, worst, strict=True):
-        panel.line(_thinned(curve), look)
+        panel.line(list(zip(curve.recall.tolist(), curve.precision.tolist(), strict=True)), look)
     areas = "; ".join(f"{curve.name}: {curve.area:.3f}" for curve in worst)
     which = f"the {len(worst)} of {len(given)} classes with the lowest" if len(given) > 6 else "the"
     alt = f"Precision over recall of {len(worst)} classes. Average precision, {areas}."
@@ -217,13 +217,6 @@ def recall(given: Sequence[RecallCurve], several: bool = False) -> Chart | None:
     if len(given) <= _CURVES:
         caption = f"{against}, the lowest average precision first."
     return panel.draw("precision by recall", alt, caption)
-
-
-def _thinned(curve: RecallCurve) -> Points:
-    """The curve at no more than so many points as a chart this small can show, the ends too."""
-    every = max(1, len(curve.recall) // _POINTS)
-    places = sorted({*range(0, len(curve.recall), every), len(curve.recall) - 1})
-    return [(float(curve.recall[i]), float(curve.precision[i])) for i in places]
 
 
 NUMBERED, _ZEROS = 40, 12

@@ -9,19 +9,26 @@ glyphs arises, so none has to be silenced. ``$`` and TeX commands stay plain cha
 from __future__ import annotations
 
 import io
+import json
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from xfer.core.errors import printable
+from xfer.core.errors import OutputError, printable
 from xfer.core.files import atomic_write, output_errors
+from xfer.core.log import log
 from xfer.core.types import Plain
+from xfer.export.cache_key import surroundings
 from xfer.report.format import short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from xfer.core.protocols import Graphs
 
 P = ParamSpec("P")
 DPI = 120
@@ -30,6 +37,18 @@ RIGHT, WRONG = "blue", "#e00000"
 # From the palette of Okabe and Ito (2008), which people with any colour vision can tell apart; the
 # green is darker, as the red above is, so that texts have a contrast of 4.5 to white.
 TRAIN, VAL, RATE = "#d55e00", "#0072b2", "#00805a"
+
+
+class _Carried(logging.Handler):
+    """What matplotlib would print to standard error: that it looks for fonts the first time, or
+    has no folder to keep what it found."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log.info(f"matplotlib: {record.getMessage()}")
+
+
+logging.getLogger("matplotlib").addHandler(_Carried())
+logging.getLogger("matplotlib").propagate = False
 
 
 @contextmanager
@@ -162,3 +181,48 @@ def fit(text: object, room: float, size: float) -> str:
     while keep > 2 and width(short(whole, keep + 1), size) > room:
         keep -= 1
     return short(whole, keep + 1)
+
+
+_DISTRIBUTIONS = ("matplotlib", "numpy", "pillow")
+_CODE = ("core", "data", "evaluation", "report")
+_NOTHING = b"nothing to draw"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures in ``folder``; those that were drawn before are in ``stored``, where there is a
+    store."""
+
+    folder: Path
+    stored: Graphs | None
+
+    def draw(
+        self, name: str, shows: Plain | None, build: Callable[[], Figure | None]
+    ) -> Path | None:
+        """Write what ``build`` makes to the file ``name``, see :func:`xfer.report.plot.draw`.
+
+        ``shows`` is everything that the figure depends on beside xfer and the libraries, JSON-like;
+        ``None`` where that cannot be said, and it is drawn each time. So is text that is no ASCII:
+        which font draws it depends on what is installed.
+        """
+        path = self.folder / name
+        if self.stored is None or not _is_known(shows):
+            return draw(path, build)
+        code = surroundings(_DISTRIBUTIONS, _CODE)
+        key: Plain = {"kind": "figure", "format": 1, "name": name, "shows": shows, **code}
+        try:
+            data, _ = self.stored.content(key, lambda: png(build) or _NOTHING)
+        except OutputError as error:
+            log.warning(f"the figure {name} is not cached: {error.where}: {error.what}")
+            return draw(path, build)
+        return put(path, b"" if data == _NOTHING else data)
+
+
+def _is_known(shows: Plain | None) -> bool:
+    """Whether ``shows`` is text in ASCII and numbers; NaN, which a metric may be, is none."""
+    try:
+        return (
+            shows is not None and json.dumps(shows, ensure_ascii=False, allow_nan=False).isascii()
+        )
+    except (TypeError, ValueError):
+        return False

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from xfer.core.errors import printable
 from xfer.core.live_line import working
-from xfer.core.types import Samples
+from xfer.core.types import InputSpec, Predictions, Samples
 from xfer.data.image import ImagesAt
 from xfer.report.card import Section
 from xfer.report.format import words
@@ -20,11 +21,8 @@ from xfer.report.page import lay_out
 from xfer.report.tables import Table
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import nn
 
-    from xfer.core.types import InputSpec, Predictions
     from xfer.report.inputs import Work
 
 _ROOM = 4_000_000

@@ -17,10 +17,10 @@ from xfer.core.log import log
 from xfer.core.run_status import amended
 from xfer.core.types import InputSpec, Plain, Predictions, Samples
 from xfer.data.image import ImagesAt
-from xfer.evaluation.csv_cell import cell
 from xfer.evaluation.metrics import FEW
-from xfer.evaluation.multilabel_tables import read_label_table
+from xfer.evaluation.multilabel_predictions import read_label_table
 from xfer.evaluation.out_of_fold import TABLE
+from xfer.evaluation.table_file import cell
 from xfer.evaluation.task import Multilabel, Single
 from xfer.report.heat import Heat, heat_of
 from xfer.report.page import render

@@ -7,14 +7,14 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from xfer.config.help import DISTRIBUTION
 from xfer.core.files import file_sha256
 from xfer.core.types import Plain
 from xfer.data.tta import tta_facts
-from xfer.report.certificate_results import NOT_CHECKED, certificate_outcome
+from xfer.export.cache_key import versions
+from xfer.report.certificate_section import NOT_CHECKED, certificate_outcome
 from xfer.training.features import UNCACHED
 from xfer.training.oom import batch_sizes
 
@@ -31,13 +31,8 @@ _WITHOUT_TORCH = ("onnxruntime", "pillow", "numpy")
 def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
     """What ``result.json`` says of any run: everything the contract names, with what is ``known``;
     ``None`` where a run has no such fact or nobody checked it."""
-    versions: Plain = {"python": platform.python_version()}
-    for package in (DISTRIBUTION, *packages):
-        try:
-            number = version(package)
-        except PackageNotFoundError:  # a checkout that is not installed
-            number = None
-        versions["xfer" if package == DISTRIBUTION else package] = number
+    found = versions((DISTRIBUTION, *packages))  # None in a checkout that is not installed
+    installed = {"xfer": found.pop(DISTRIBUTION), **found}
     facts: Plain = {
         "experiment": specs.experiment,
         "status": "finished",
@@ -53,6 +48,8 @@ def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
         "timing": None,
         "checkpoint": None,
         "calibration": None,
+        "mirroring": None,
+        "ranks": None,
         "teacher": None,
         "features": dict(UNCACHED),
         "export": [],
@@ -60,7 +57,7 @@ def _facts(specs: Specs, packages: Sequence[str], **known: object) -> Plain:
         "warnings": [],
         "device": "cpu",
         "precision": "32-true",
-        "versions": versions,
+        "versions": {"python": platform.python_version(), **installed},
         "command": specs.command,
     }
     return facts | known
@@ -111,6 +108,8 @@ def outcome(work: Work) -> Plain:
         "calibration": work.card.calibration or None,
         "teacher": work.taught,
         "solved": fitted.solved if fitted else None,
+        "mirroring": (fitted.mirrored or None) if fitted else None,
+        "ranks": (fitted.ranks or None) if fitted else None,
         "certificate": certificate_outcome(work),
         "features": done.features if (done := fitted or work.audited) else dict(UNCACHED),
         "export": [
@@ -133,18 +132,15 @@ def outcome(work: Work) -> Plain:
     return _facts(plan.specs, _TORCH, **known)
 
 
-def _features_s(work: Work) -> float | None:
-    if work.fitted:
-        return work.fitted.features_s
-    return work.audited.seconds[0] if work.audited else None
-
-
 def _timing(work: Work) -> Plain:
     rows = work.fitted.rows if work.fitted else []
     shares = [row["data_share"] for row in rows if "data_share" in row]
+    features_s = work.audited.seconds[0] if work.audited else None
+    if work.fitted:
+        features_s = work.fitted.features_s
     return {
         "startup_s": work.startup_s,
-        "features_s": _features_s(work),
+        "features_s": features_s,
         "fit_s": work.fitted.seconds if work.fitted else None,
         "epoch_s": [row["epoch_s"] for row in rows],
         "data_share": statistics.median(shares) if shares else None,

@@ -14,6 +14,9 @@ from xfer.report.format import ABSENT, listed, number, seconds, share, size, wor
 Facts = tuple[tuple[str, str], ...]
 
 
+_TENSORS = {"loaded": "Tensors loaded", "dropped": "Left in the file", "missing": "Initialised"}
+
+
 def loaded(result: Plain, plan: Plain) -> Facts:
     """The network, and what its initial weights are."""
     source = result.get("source") or {}
@@ -25,10 +28,8 @@ def loaded(result: Plain, plan: Plain) -> Facts:
     coverage = source.get("coverage")
     shown = f"{100 * coverage:.1f} %" if isinstance(coverage, float) else words(coverage)
     facts += [("SHA-256", number(source.get("sha256"))), ("Coverage", shown)]
-    for key in ("loaded", "dropped", "missing", "unexpected"):
-        facts.append(
-            ("Tensors loaded" if key == "loaded" else key.capitalize(), listed(source.get(key)))
-        )
+    for key, title in _TENSORS.items():
+        facts.append((title, listed(source.get(key))))
     return tuple(fact for fact in facts if fact[1] != ABSENT)
 
 
@@ -155,6 +156,9 @@ def place(result: Plain) -> Facts:
     shown = {key: words(value) for key, value in known.items()}
     if "features" in known:
         shown["features"] = _features(known["features"])
+    if first := (result.get("ranks") or [])[:1]:
+        then = (f"{row['ranks']} after step {row['after_step']:,}" for row in result["ranks"][1:])
+        shown["ranks"] = ", ".join([str(first[0]["ranks"]), *then])
     return tuple((key.capitalize(), text) for key, text in shown.items())
 
 
@@ -166,5 +170,6 @@ def _features(cache: Plain) -> str:
     views = cache["views"]
     said += f": {views} view{'s' * (views != 1)} of each image at {', '.join(cache['cut'])}, "
     said += size(cache["bytes"])
-    gap = cache.get("difference")
-    return said if gap is None else f"{said}; equal within {gap:.1e} where it was computed again"
+    if (gap := cache.get("difference")) is None:
+        return said
+    return f"{said}; a few were computed again and differ by at most {gap:.1e} of the largest"

@@ -9,12 +9,14 @@ from xfer.core.files import write_json
 from xfer.core.live_line import working
 from xfer.core.log import LINES, log
 from xfer.core.protocols import HasTeacher
+from xfer.export import refuse_early
 from xfer.report.plot import draw
 from xfer.training.fit_health import warn
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from xfer.plan.plan import Plan
     from xfer.report.inputs import Work
 
 
@@ -39,6 +41,16 @@ def benchmark(work: Work, net: nn.Module) -> None:
     warn(work.warnings, remarks)
     path = draw(work.folder / "figures" / "benchmark.png", speeds, rows)
     log.info(f"drawn in {printable(path)}", extra=LINES)
+
+
+def refuse_late(plan: Plan) -> None:
+    """Raise XferError for what the last stages would refuse, before anything is paid for."""
+    if "export" in plan.specs.stages:
+        refuse_early(plan.specs.export.writers, plan.card)
+    if "worth" in plan.specs.stages:
+        from xfer.training.worth import refuse_few
+
+        refuse_few(plan)
 
 
 def worth(work: Work) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.errors import XferError
 from xfer.core.log import log
@@ -20,8 +21,6 @@ from xfer.report.tables import Table
 from xfer.training.fit_health import warn
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from xfer.report.inputs import Work
 
 

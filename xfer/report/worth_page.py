@@ -11,7 +11,7 @@ from pathlib import Path
 from xfer.core.errors import plural
 from xfer.core.files import write_json, write_text
 from xfer.core.types import Plain
-from xfer.evaluation.csv_cell import cell
+from xfer.evaluation.table_file import cell
 from xfer.report.card import Section
 from xfer.report.format import size
 from xfer.report.page import lay_out
@@ -51,7 +51,10 @@ def write_worth(folder: Path, facts: Plain, title: str, command: str) -> list[st
         folder / "worth",
         {
             "title": f"What more images are worth: {title}",
-            "about": _about(facts),
+            "about": (
+                f"{facts['images']:,} training images, {len(facts['classes']):,} classes, "
+                f"{facts['width']:,} features of {facts.get('backbone') or 'the backbone'}"
+            ),
             "verdict": said,
             "command": command,
             "sections": _sections(facts, chart),
@@ -166,25 +169,13 @@ def _points(value: Plain) -> str:
     return f"{100 * value['value']:+.1f} points (95 % band {low:+.1f} to {high:+.1f})"
 
 
-def _about(facts: Plain) -> str:
-    return (
-        f"{facts['images']:,} training images, {len(facts['classes']):,} classes, "
-        f"{facts['width']:,} features of {facts.get('backbone') or 'the backbone'}"
-    )
-
-
-def _rows(facts: Plain) -> Iterator[tuple[str, Plain]]:
-    yield "", facts
-    yield from facts["by_class"].items()
-
-
 def _table_text(facts: Plain) -> str:
     """``worth.csv``: a row a class and number of images, measured or expected; the class is empty
     for all of them together."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["class", "images", "measured", "expected", "low", "high"])
-    for name, row in _rows(facts):
+    for name, row in [("", facts), *facts["by_class"].items()]:
         for point in row["measured"]:
             numbers = [point["images"], f"{point[_score(row)]:.6f}", "", "", ""]
             writer.writerow([cell(name), *numbers])

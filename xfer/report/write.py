@@ -16,11 +16,11 @@ from xfer.evaluation.calibration import ece_by_chance
 from xfer.evaluation.out_of_fold import TABLE
 from xfer.report import charts, confusion, grids, panels
 from xfer.report.confidence import bins, recall_curves
-from xfer.report.figure_cache import Figures
 from xfer.report.heat import heat_of
-from xfer.report.image_tiles import ROOM, Shot, shots, words_of_labels
+from xfer.report.image_tiles import MOST, ROOM, Shot, shots, words_of_labels
 from xfer.report.multilabel_answers import label_details, stages_of
 from xfer.report.page import render
+from xfer.report.plot import Figures
 from xfer.report.result import outcome
 from xfer.report.teacher_section import beside_teacher
 from xfer.training.calibrate import before_and_after
@@ -150,7 +150,7 @@ def _draw_answers(work: Work, samples: Samples, answers: Predictions, figures: F
     from xfer.evaluation.evaluate import most_wrong
 
     names, n, spec = answers.classes, len(answers.names), work.plan.card.input
-    chosen, confidence = answers.logits.argmax(axis=1), answers.confidence.tolist()
+    chosen, confidence = answers.logits.argmax(axis=1), answers.confidence
 
     def pictures(positions: list[int]) -> list[Picture]:
         return [np.asarray(fit_to_size(samples.images[i], spec)) for i in positions]
@@ -163,7 +163,7 @@ def _draw_answers(work: Work, samples: Samples, answers: Predictions, figures: F
     else:
         right = chosen == samples.labels
         given = {"predicted": [names[chosen[i]] for i in spread]}
-        given["confidence"] = [confidence[i] for i in spread]
+        given["confidence"] = confidence[spread].tolist()
     given["right"] = right[spread].tolist()
     figures.draw(
         "prediction_grid.png",
@@ -172,8 +172,8 @@ def _draw_answers(work: Work, samples: Samples, answers: Predictions, figures: F
     )
     if answers.task:
         return  # classes that do not exclude each other are not taken for another
-    wrong = most_wrong(answers, grids.LIMIT)
-    titles = [(names[samples.labels[i]], names[chosen[i]], confidence[i]) for i in wrong]
+    wrong = most_wrong(answers)[: grids.LIMIT].tolist()
+    titles = [(names[samples.labels[i]], names[chosen[i]], float(confidence[i])) for i in wrong]
     figures.draw(
         "most_wrong.png",
         _of_pictures(samples, wrong, spec, {"titles": titles}),
@@ -259,7 +259,7 @@ def answered(
     names, labels, confidence = answers.classes, answers.labels, answers.confidence
     if labels is None:
         raise ValueError("answers without labels are neither right nor wrong")
-    chosen, positions = answers.logits.argmax(axis=1), most_wrong(answers, len(answers.names))
+    chosen, positions = answers.logits.argmax(axis=1), most_wrong(answers)
 
     def row(number: int) -> Plain:
         i = positions[number]
@@ -278,7 +278,7 @@ def answered(
     ]
     curves = recall_curves(answers) if whole else []
     drawn = panels.recall(curves)
-    mistakes = shots(samples, answers, positions, spec, heat)
+    mistakes = shots(samples, answers, positions[:MOST].tolist(), spec, heat)
     # A quarter of the room at least, and what the mistakes leave.
     room = max(ROOM // 4, ROOM - _characters(mistakes))
     right = shots(samples, answers, heat.right if heat else (), spec, heat, room)

@@ -17,9 +17,10 @@ from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.config.provenance import override_key
-from xfer.config.verbs import override, repeatable
+from xfer.config.verbs import override, quoted, repeatable
 from xfer.core.errors import FoldError, ResumeError, XferError, printable
 from xfer.core.files import read_json
 from xfer.core.log import log
@@ -38,8 +39,6 @@ from xfer.sweep.slurm import handed_over, queued
 from xfer.sweep.space import Job
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from xfer.config.specs import Specs
     from xfer.evaluation.task import Pooled
     from xfer.plan.plan import Plan
@@ -94,17 +93,12 @@ def before_fit(plan: Plan, folder: Path) -> tuple[Plan, Prunes | None, Pooled | 
         f"mean of those that were best in the folds ({', '.join(map(str, sorted(best)))})"
     )
     plans = [read_json(ledger(job.number) / "plan.json") for job in jobs]
-    plan = _with_task(plan, samples.labels, logits)
+    # The thresholds are those of the final model, which has no image of its own to choose them by.
+    every = np.concatenate([samples.labels] * len(logits))
+    said = plan.specs.task.card(logits.reshape(len(every), -1), every, "cv")
+    plan = replace(plan, card=replace(plan.card, task=said))
     final = _final(plan, epochs, [_starts(ledger(job.number)) for job in jobs], plans)
     return final, lambda history: history.rows[-1]["epoch"] >= epochs, held_out
-
-
-def _with_task(plan: Plan, labels: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]) -> Plan:
-    """The plan whose card says what the answers of the folds say of the task: its thresholds are
-    those of the final model, which has no image of its own to choose them by."""
-    every = np.concatenate([labels] * len(logits))
-    said = plan.specs.task.card(logits.reshape(len(every), -1), every, "cv")
-    return replace(plan, card=replace(plan.card, task=said))
 
 
 def _jobs(specs: Specs, folds: Folds) -> list[Job]:
@@ -150,9 +144,7 @@ class FoldTurns:
 
     def take(self, wait: bool = False) -> Job | None:
         """The next fold that no process works on, its folder ready; ``None`` without one."""
-        if job := self.ledger.take(self.waiting):
-            self.ledger.prepare(job)
-        return job
+        return self.ledger.take(self.waiting)
 
     def ended(self, job: Job, code: int) -> bool:
         """Note the end of a fold; whether the others are to stop because of it."""
@@ -172,7 +164,12 @@ class FoldTurns:
     def check(self) -> None:
         """Raise XferError as the first fold that failed, Stopped where one was stopped."""
         if self.failed:
-            raise _failure(self.ledger, self.failed[0])
+            number = self.failed[0]
+            status = read_json(self.ledger(number) / "status.json")
+            fix = status.get("remedy") or f"see {self.ledger(number) / 'output.log'}"
+            error = XferError(f"fold {number}", status.get("message") or "failed", fix)
+            error.number, error.exit = status.get("code") or 100, status.get("exit") or 1
+            raise error
         codes = [self.ledger.code(job.number) for job in self.jobs if not self._has_finished(job)]
         if codes:
             log.warning(f"{len(codes)} of {len(self.jobs)} folds unfinished")
@@ -192,7 +189,7 @@ def _run(specs: Specs, ledger: Ledger, jobs: Sequence[Job]) -> None:
             _run_in_slots(specs, turns)
         turns.check()
     except Stopped:
-        again = f"checkpoint.resume={printable(ledger.folder.parent)}"
+        again = printable(quoted(override("checkpoint.resume", str(ledger.folder.parent))))
         log.info(f"stopped; with {again} the same command resumes the folds where they stand")
         raise
 
@@ -235,9 +232,8 @@ def refuse_queued(turns: FoldTurns) -> None:
 def _slots(specs: Specs) -> list[JobSlot]:
     """The slots of this machine, as the options of the launcher divide it. Raises SweepError."""
     options, trainer = specs.launcher.options if specs.launcher else {}, specs.trainer
-    uses_gpu = trainer.accelerator in ("auto", "gpu")
     per_gpu = options.get("jobs_per_gpu", 1)
-    return divide(options.get("slots"), per_gpu, uses_gpu, trainer.devices)
+    return divide(options.get("slots"), per_gpu, trainer.accelerator, trainer.devices)
 
 
 def _check(specs: Specs, ledger: Ledger, number: int) -> None:
@@ -259,15 +255,6 @@ def _said(folder: Path) -> str:
     if "map" in score:
         named = "mAP undefined" if score["map"] is None else f"mAP {score['map']:.4f}"
     return f"{named} on {score['n']:,} images, best epoch {best['epoch']}"
-
-
-def _failure(ledger: Ledger, number: int) -> XferError:
-    """The error of a job as the run's, with its number and exit code."""
-    status = read_json(ledger(number) / "status.json")
-    fix = status.get("remedy") or f"see {ledger(number) / 'output.log'}"
-    error = XferError(f"fold {number}", status.get("message") or "failed", fix)
-    error.number, error.exit = status.get("code") or 100, status.get("exit") or 1
-    return error
 
 
 def _pooled(plan: Plan, ledger: Ledger, folds: Folds) -> npt.NDArray[np.float32]:
@@ -294,8 +281,8 @@ def _final(
     many as the folds were planned for, and phases begin when they did in the folds on average."""
     specs = plan.specs
     planned = max(int(facts["steps"]["epochs"]) for facts in plans)
-    last = {"monitor": "train_loss", "mode": "min", "start_epoch": epochs, "interval": 1}
-    policy = replace(specs.checkpoint, **last)
+    policy = specs.checkpoint
+    policy = replace(policy, monitor="train_loss", mode="min", start_epoch=epochs, interval=1)
     trainer = replace(specs.trainer, max_epochs=planned, patience=0)
     phases = []
     for i, phase in enumerate(plan.phases):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,12 +14,19 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from xfer.config.allowed_below_hydra import check_key
-from xfer.core.errors import ResumeError, SafetyError, XferError
-from xfer.core.files import open_to_append, output_errors, read_bytes, read_json, write_json
+from xfer.core.errors import OutputError, ResumeError, SafetyError, XferError, sentence
+from xfer.core.files import (
+    open_to_append,
+    output_errors,
+    read_bytes,
+    read_json,
+    remove,
+    write_json,
+)
 from xfer.core.locks import Lock
 from xfer.core.log import log
 from xfer.core.read_back import checked
-from xfer.core.run_folder import BESIDE, JOB, OUTPUT, is_live, lock
+from xfer.core.run_folder import JOB, LOCK, OUTPUT, QUEUED, is_live, lock
 from xfer.core.signals import STOPPING
 from xfer.core.types import Plain
 from xfer.plan.resume import Ended, Planned, check_files, check_stages, lacks
@@ -29,6 +35,7 @@ from xfer.sweep.space import Job
 
 State = Literal["missing", "running", "interrupted", "failed", "finished"]
 _SWEEP = "sweep.json"
+_IN_USE = OutputError.base + 3
 _UNKNOWN = {"state": "running", "code": None, "exit": None, "message": None, "remedy": None}
 
 
@@ -47,7 +54,7 @@ class _Resumable(TypedDict, total=False):
 
 _KINDS = {_SWEEP: _Resumable, JOB: _JobFacts, "status.json": Ended, "plan.json": Planned}
 """What is read of each file."""
-_OURS = (".lock", "run.log", "optuna.journal", "optuna.journal.lock")
+_OURS = (LOCK, "run.log", "optuna.journal", "optuna.journal.lock")
 """What a sweep leaves that was refused, or killed before it began."""
 
 
@@ -123,17 +130,26 @@ class Ledger:
                 yield Job(facts["job"], texts, facts["parameters"], facts.get("trial"))
 
     def take(self, waiting: list[Job]) -> Job | None:
-        """The first of the ``waiting`` jobs that no process works on, which is taken off the list;
-        ``None`` without one."""
+        """The first of the ``waiting`` jobs that no process works on, which is taken off the list,
+        its folder ready; ``None`` without one."""
         for job in waiting:
             folder = self(job.number)
-            if not is_live(folder):
+            if not is_live(folder) and self._prepared(job):
                 waiting.remove(job)
                 return job
             if job.number not in self._busy:
                 self._busy.add(job.number)
                 log.info(f"waiting for a process that works in {folder}")
         return None
+
+    def _prepared(self, job: Job) -> bool:
+        try:
+            self.prepare(job)
+        except OutputError as error:
+            if error.number != _IN_USE:
+                raise
+            return False  # a process has begun in it since it was asked for
+        return True
 
     def prepare(self, job: Job) -> Path:
         """The folder of a job that is about to start. One that was interrupted resumes where it
@@ -143,21 +159,21 @@ class Ledger:
             raise SafetyError(folder, "is a link that leads out of the folder", "remove it", 31)
         with output_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        status, plan = (_read(folder / name) for name in ("status.json", "plan.json"))
-        if "fingerprint" not in plan or status.get("exit") == ResumeError.exit:
-            for path in folder.iterdir():
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                elif path.name not in BESIDE:
-                    path.unlink()
-        elif self.state(job.number) in ("failed", "interrupted"):
-            # How this attempt ends is not how the one before it did.
-            write_json(folder / "status.json", {**status, **_UNKNOWN})
-        output = folder / OUTPUT
-        self._starts[job.number] = output.stat().st_size if output.is_file() else 0
-        (folder / "error.log").unlink(missing_ok=True)
-        facts = {"job": job.number, "overrides": job.overrides, "parameters": job.parameters}
-        write_json(folder / JOB, {**facts, "trial": job.trial} if job.trial else facts)
+            held = lock(folder, works=False)  # of an earlier sweep a job may be about to begin
+        with held:
+            status, plan = (_read(folder / name) for name in ("status.json", "plan.json"))
+            if "fingerprint" not in plan or status.get("exit") == ResumeError.exit:
+                for path in folder.iterdir():
+                    if path.name not in (JOB, OUTPUT, QUEUED, LOCK):
+                        remove(path)
+            elif self.state(job.number) in ("failed", "interrupted"):
+                # How this attempt ends is not how the one before it did.
+                write_json(folder / "status.json", {**status, **_UNKNOWN})
+            output = folder / OUTPUT
+            self._starts[job.number] = output.stat().st_size if output.is_file() else 0
+            (folder / "error.log").unlink(missing_ok=True)
+            facts = {"job": job.number, "overrides": job.overrides, "parameters": job.parameters}
+            write_json(folder / JOB, {**facts, "trial": job.trial} if job.trial else facts)
         return folder
 
     def note(self, number: int, line: str) -> None:
@@ -182,14 +198,14 @@ class Ledger:
             write_json(folder / "status.json", status)
         error = f"xfer: error E{status['code']:03d}: " if status.get("code") else ""
         fix = status.get("remedy") or "see output.log"
-        return f"{error}{status.get('message') or 'failed'}. Fix: {fix}"
+        return f"{error}{sentence(status.get('message') or 'failed')} Fix: {fix}"
 
 
 def _ended(code: int, line: str) -> Plain:
     """The status of a job that could not write it itself."""
     more = f" ({line})" if line else ""
     number, what, fix = None, line or "it printed nothing", "see output.log"
-    if error := re.fullmatch(r"xfer: error E(\d+): (.*)\. Fix: (.*)", line):
+    if error := re.fullmatch(r"xfer: error E(\d+): (.*)(?:(?<=\.\.\.)|\.) Fix: (.*)", line):
         number, what, fix = int(error[1]), error[2], error[3]
     elif code > 128:
         what = f"killed by signal {code - 128}{more}"

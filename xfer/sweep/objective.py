@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xfer.config.schema import value_at
+from xfer.config.sweep_spec import Direction
 from xfer.core.errors import SweepError, closest
 from xfer.core.files import read_json, read_text
 from xfer.core.types import Plain
 from xfer.evaluation.benchmark_names import EAGER, RUN, speeds
 from xfer.evaluation.statistics import wilson
-from xfer.sweep import Direction
 
 _PARAMS = ("params.total", "params.trainable", "params.frozen")
 _TIMES = ("timing.fit_s", "timing.total_s", "timing.step_ms_median")
@@ -36,7 +36,13 @@ class Objective:
     def value(self, folder: Path, result: Plain) -> float | None:
         """Its value in the run folder with this ``result.json``; ``None`` where there is none."""
         if self.metric.startswith("benchmark."):
-            return _measured(folder, self.metric)
+            name, _, measure = self.metric.removeprefix("benchmark.").rpartition(".")
+            try:
+                rows = read_json(folder / "benchmark.json")
+            except (OSError, ValueError):
+                return None  # the job is listed as one without that value
+            named = rows[:1] if name == EAGER else [row for row in rows if row["name"] == name]
+            return number_at(named[0], measure) if named else None
         if (pooled := self._pooled(result)) is not None:
             return pooled
         if value_at(result, "best.metric") == self.metric:
@@ -165,17 +171,6 @@ def _logged(folder: Path, metric: str, epoch: object) -> float | None:
         return number_at({"cell": float(cells.get(str(epoch)) or "nan")}, "cell")
     except (OSError, ValueError, KeyError, csv.Error):
         return None  # the job is listed as one without that value
-
-
-def _measured(folder: Path, metric: str) -> float | None:
-    """What ``benchmark.json`` says of a file; its first row is eager torch."""
-    name, _, measure = metric.removeprefix("benchmark.").rpartition(".")
-    try:
-        rows = read_json(folder / "benchmark.json")
-    except (OSError, ValueError):
-        return None  # the job is listed as one without that value
-    named = rows[:1] if name == EAGER else [row for row in rows if row["name"] == name]
-    return number_at(named[0], measure) if named else None
 
 
 def trial_value(result: Plain, monitor: str) -> float | None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xfer.config.choose import refuse_choice
 from xfer.core.errors import Attempts, SweepError, raise_all
 from xfer.core.types import Plain
 from xfer.core.world import refuse_launched
 from xfer.plan.multilabel_task import watched
 from xfer.plan.resume import fingerprint
-from xfer.sweep.choose import refuse_choice
 from xfer.sweep.ledger import mark
 from xfer.sweep.objective import Objective, objectives
 from xfer.sweep.soup.soup_stage import refuse_soup_in_a_sweep
@@ -111,8 +111,7 @@ def _objectives(first: Specs, stages: Sequence[str]) -> tuple[Objective, ...]:
     # A job that trains has nothing to measure but what it exports.
     exports = "export" in stages or "fit" not in stages
     files = [writer.file for writer in first.export.writers] if exports else []
-    searches, monitor = first.sweep.sampler != "grid", first.checkpoint
-    pair = (watched(first), monitor.mode)
+    searches, pair = first.sweep.sampler != "grid", watched(first)
     rows = [metric.name for metric in first.task.rows(first.metrics)]
     return objectives(first.sweep.objectives, pair, stages, searches, files, rows)
 

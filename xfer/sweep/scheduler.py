@@ -6,12 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from xfer.core.errors import XferError, plural
+from xfer.config.sweep_spec import SweepSpec
+from xfer.config.verbs import override, quoted
+from xfer.core.errors import XferError, plural, printable
 from xfer.core.log import close_log, log, open_log, say
 from xfer.core.run_folder import what_is_kept
-from xfer.core.settings import Sweep
 from xfer.sweep.ledger import Ledger, SweepFacts, find, hold
 from xfer.sweep.objective import Objective, values
 from xfer.sweep.requirements import (
@@ -85,9 +87,11 @@ def run_sweep(request: SweepRequest, compose: Compose, runner_of: Callable[[Spec
         study.open(ours[0], folder)  # before there is a folder, since it may be refused
     total = options.n_trials or len(jobs)
     texts = tuple(f"{key}={flow_text(value)}" for key, value in baseline.items())
-    experiment, command, threads = first.experiment, request.command, runner.threads
-    facts = SweepFacts(experiment, command, goals, texts, total, threads, ours[0])
+    facts = SweepFacts(
+        first.experiment, request.command, goals, texts, total, runner.threads, ours[0]
+    )
     with hold(folder):
+        find(str(folder), False, folder.parent, *ours)  # another may have begun here meanwhile
         open_log(folder)
         try:
             for remark in remarks:
@@ -102,6 +106,10 @@ def run_sweep(request: SweepRequest, compose: Compose, runner_of: Callable[[Spec
             close_log()
 
 
+def _named(folder: Path) -> str:
+    return printable(quoted(override("sweep.dir", str(folder))))
+
+
 def _run(scheduler: Scheduler, runner: Runner, configure: Configure) -> int:
     scheduler.recall()
     scheduler.show()
@@ -110,7 +118,7 @@ def _run(scheduler: Scheduler, runner: Runner, configure: Configure) -> int:
     except SystemExit:
         scheduler.show(at_work=False)
         folder = scheduler.ledger.folder
-        log.info(f"stopped; with sweep.dir={folder} the same command resumes the sweep")
+        log.info(f"stopped; with {_named(folder)} the same command resumes the sweep")
         raise
     return scheduler.close(configure)
 
@@ -120,7 +128,7 @@ class Scheduler:
     """Decides which job comes next, and keeps the ledger and the study true."""
 
     ledger: Ledger
-    options: Sweep
+    options: SweepSpec
     objectives: Sequence[Objective]
     jobs: Sequence[Job]
     total: int
@@ -172,7 +180,6 @@ class Scheduler:
             time.sleep(_PAUSE)
         if job is None:
             return None
-        self.ledger.prepare(job)
         self._began[job.number] = time.perf_counter()
         log.info(f"job {job.number}: {' '.join(job.overrides)}")
         return job
@@ -183,6 +190,7 @@ class Scheduler:
         if self.study and len(self._known) < self.total:
             number = max(self._known, default=-1) + 1
             job = self._known[number] = self.study.ask(number)
+            self.ledger.prepare(job)
             return job
         return None
 
@@ -277,7 +285,7 @@ class Scheduler:
         if done and self.objectives:
             log.info(f"leaderboard: {write(folder, configure)}")
         if done < self.total:
-            log.info(f"with sweep.dir={folder} the same command runs what has not finished")
+            log.info(f"with {_named(folder)} the same command runs what has not finished")
         if self.unsuccessful:
             # A job that was stopped has nothing to say about what is wrong.
             first = min(self.unsuccessful, key=lambda number: (states[number] != "failed", number))

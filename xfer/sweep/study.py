@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from xfer.config.help import DISTRIBUTION
+from xfer.config.sweep_spec import SweepSpec
+from xfer.config.verbs import override, quoted
 from xfer.core.errors import SweepError, XferError
 from xfer.core.files import handle_of
 from xfer.core.locks import Lock, waits
 from xfer.core.log import log
-from xfer.core.settings import Sweep
 from xfer.core.types import Plain
 from xfer.sweep.objective import Objective
 from xfer.sweep.space import Choices, Interval, Job, Parameter, chosen, drawn
@@ -40,7 +41,7 @@ PRUNED = "pruned.json"
 class Study:
     """The trials of one sweep. ``name``: of the study in its storage."""
 
-    options: Sweep
+    options: SweepSpec
     space: Sequence[Parameter]
     objectives: Sequence[Objective]
     storage: str
@@ -80,7 +81,7 @@ class Study:
         # A journal moves with its folder; what others can reach knows where its jobs are.
         if self.options.storage and home != str(folder.resolve()):
             what = f"the study '{self.name}' there belongs to the sweep in {home}"
-            fix = f"type sweep.dir={home}, or sweep.study=ANOTHER_NAME"
+            fix = f"type {quoted(override('sweep.dir', str(home)))}, or sweep.study=ANOTHER_NAME"
             raise SweepError("sweep.storage", what, fix, 19)
 
     def remarks(self) -> list[str]:
@@ -211,7 +212,7 @@ def _distributions(space: Sequence[Parameter]) -> dict[str, Any]:
     return {p.key: kind(p) for p in space}
 
 
-def _sampler(options: Sweep, number: int) -> Any:
+def _sampler(options: SweepSpec, number: int) -> Any:
     """The sampler of the job ``number``, which with ``options.seed`` decides what it draws."""
     samplers = installed().samplers
     digest = hashlib.sha256(f"{options.seed} {number}".encode()).digest()

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from xfer.config.specs import Specs
+from xfer.config.sweep_spec import SweepSpec
 from xfer.core.errors import plural
 from xfer.core.log import log, open_log
-from xfer.core.settings import Sweep
 from xfer.freeze import ever
 from xfer.models.flops import operations
 from xfer.plan.make import make_plan
 from xfer.plan.plan import Plan
 from xfer.sweep.space import Interval, Job, Parameter, probes
 from xfer.training.features import AutoFeatures
-
-if TYPE_CHECKING:
-    from xfer.config.specs import Specs
 
 # What no fact of a plan depends on but the rates.
 _FREE = ("optim", "schedule", "loss", "logger", "export", "sweep", "run", "checkpoint", "seed")
@@ -27,7 +25,7 @@ _FREE = ("optim", "schedule", "loss", "logger", "export", "sweep", "run", "check
 def show_plan(
     space: Sequence[Parameter],
     jobs: Sequence[Job],
-    options: Sweep,
+    options: SweepSpec,
     compose: Callable[[Sequence[str]], Specs],
     done: Collection[int] = (),
 ) -> None:

@@ -23,7 +23,7 @@ from xfer.training.exact import at_rest, features_of, inputs, refuse_no_numbers
 from xfer.training.features import AutoFeatures
 from xfer.training.features.extract import Extraction, PartlyFrozen
 from xfer.training.features.feature_loader import CachedFeatures
-from xfer.training.features.feed import cut_within
+from xfer.training.features.feature_switch import cut_within
 from xfer.training.features.find_cut import Refusal
 
 if TYPE_CHECKING:
@@ -88,10 +88,10 @@ def _shared(
     frozen, options = at_rest(bare, net), replace(options, views=1)
     # There are no epochs, and one device uses them.
     trainer = replace(bare.specs.trainer, max_epochs=1, devices=1, nodes=1)
-    one = replace(bare, specs=replace(bare.specs, trainer=trainer))
+    one = replace(bare, specs=replace(bare.specs, trainer=trainer, begun=None))
     work = Extraction(one, frozen, options, group)
     with group.rank_zero_first():
-        cut = cut_within(work, options)
+        cut = cut_within(work, options, answers=True)
     if isinstance(cut, Refusal):
         fix = "choose another backbone, or raise features.max_gb if that is the reason"
         raise CombinationError(asker, f"has no features: {cut.reason}", fix, 33)
@@ -128,6 +128,23 @@ def head_input(plan: Plan) -> HeadInput:
     bare = with_linear_head(plan)
     frozen = at_rest(bare, assemble(bare.parts, bare.state))
     return HeadInput(frozen, features_of(bare, frozen), bare.layout.heads[0])
+
+
+def source_answers(plan: Plan, entering: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What the source's own classifier takes images for whose input of it is ``entering`` (n, d):
+    the square roots of its probabilities at temperature 2, float32 (n, source's classes).
+
+    (n, 0) where the plan has no such classifier. The distance of such roots is Hellinger's, which
+    small probabilities count in and do not rule.
+    """
+    if plan.source_head is None:
+        return np.empty((len(entering), 0), np.float32)
+    weight, bias = (tensor.cpu().numpy() for tensor in plan.source_head)
+    answers = entering @ weight.T + bias
+    answers -= answers.max(axis=1, keepdims=True)
+    roots = np.exp(answers / 4, out=answers)  # of exp(answers / 2), whose sum is to be 1
+    roots /= np.linalg.norm(roots, axis=1, keepdims=True)
+    return np.asarray(roots)
 
 
 def with_linear_head(plan: Plan) -> Plan:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from xfer.core.log import log
+from xfer.core.long_array import copied
 from xfer.core.seeds import derive
 from xfer.core.types import Card, Plain, Predictions, sigmoid
 from xfer.evaluation.calibration import (
@@ -20,13 +21,9 @@ from xfer.evaluation.calibration import (
     fit_vector,
     scaling_of,
 )
-from xfer.evaluation.multilabel_calibration import (
-    calibrate_labels,
-    fit_label_temperature,
-    fit_label_vector,
-)
 from xfer.training.logistic import Refolded, folds, held_out
 from xfer.training.multilabel_logistic import LabelProblem, label_folds
+from xfer.training.optim import Exact
 from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
 
 if TYPE_CHECKING:
@@ -60,11 +57,11 @@ def calibrate_solved(
     several = rows.labels.ndim == 2
     anew = Refolded(LabelProblem, label_folds) if several else None
     logits, fold_of = held_out(rows, solution, seed, anew)
-    seen = fold_of >= 0
-    fit = calibrate_labels if several else calibrate
-    given = (logits[seen], rows.labels[seen], fold_of[seen])
-    made = fit(*given, planned.method, classes, planned.may_shift)
-    parts = len(np.unique(fold_of[seen]))
+    labels, seen = rows.labels, fold_of >= 0
+    if not seen.all():  # else nothing is copied
+        logits, labels, fold_of = logits[seen], labels[seen], fold_of[seen]
+    made = calibrate(logits, labels, fold_of, planned.method, classes, planned.may_shift)
+    parts = len(np.unique(fold_of))
     card = _folded(plan, net, made, f"training images held out in {parts} folds")
     if not several:
         return card
@@ -92,8 +89,7 @@ def calibrate_best(plan: Plan, path: Path, cached: CachedFeatures | None, lead: 
     several, seed = labels.ndim == 2, derive("calibration", plan.specs.seed)
     fold_of = label_folds(labels, FOLDS, seed) if several else folds(labels, FOLDS, seed)
     asked, classes = plan.calibration.method, plan.card.classes
-    fit = calibrate_labels if several else calibrate
-    made = fit(answers.logits, labels, fold_of, asked, classes)
+    made = calibrate(answers.logits, labels, fold_of, asked, classes)
     card = _folded(plan, net, made, "validation images")
     if several:
         card = replace(card, task=_scaled_task(plan, snapshot.card.task, made, answers, labels))
@@ -125,7 +121,9 @@ def _folded(plan: Plan, net: nn.Module, made: Calibrated, images: str) -> Card:
     words."""
     from xfer.models.logit_scale import scale_logits
 
-    log.info(_summary(made, images))
+    # Of answers that chose the penalty the loss before is flattered, and often lower than after.
+    chose = isinstance(plan.specs.optim, Exact) and plan.specs.optim.l2 == "auto"
+    log.info(_summary(made, images, "the loss, which chose the penalty," if chose else "the loss"))
     for line in made.facts["warnings"]:
         log.warning(line)
     scale_logits(net, plan.calibration.layers, made.scaling.scale, made.scaling.shift)
@@ -133,12 +131,12 @@ def _folded(plan: Plan, net: nn.Module, made: Calibrated, images: str) -> Card:
     return replace(plan.card, calibration=facts)
 
 
-def _summary(made: Calibrated, images: str) -> str:
+def _summary(made: Calibrated, images: str, loss: str) -> str:
     facts = made.facts
     before, after = facts["before"], facts["after"]
     measured = (
-        f"of {facts['n']} {images}, calibration error {before['ece']:.4f} to "
-        f"{after['ece']:.4f} ({facts['by_chance']:.4f} is what chance alone leaves), loss "
+        f"on {facts['n']} {images} the calibration error goes from {before['ece']:.4f} to "
+        f"{after['ece']:.4f} ({facts['by_chance']:.4f} is what chance alone leaves), {loss} from "
         f"{before['loss']:.4f} to {after['loss']:.4f}"
     )
     by = "vector scaling"
@@ -149,7 +147,7 @@ def _summary(made: Calibrated, images: str) -> str:
 
 def _answers(plan: Plan, net: nn.Module, cached: CachedFeatures | None, lead: Lead) -> Predictions:
     """The logits of the validation images, as one view of each is evaluated."""
-    from xfer.training.answering import answer
+    from xfer.training.inference import answer
 
     one_view = replace(plan.specs, tta="none")
     answered = answer(one_view, plan.card, net, plan.split("val"), cached, lead=lead)
@@ -190,12 +188,11 @@ def before_and_after(
         return None
     scaling = scaling_of(facts, len(answers.classes))
     before = scaling.undone(answers.logits)
-    earlier = replace(answers, logits=before.astype(np.float32))
+    earlier = replace(answers, logits=copied(before, np.float32))
     if facts["fitted_on"] != "val" or not fitted_on_them:
         return BeforeAndAfter(earlier, answers, False)
-    drawn, several = derive("calibration", seed), answers.labels.ndim == 2
-    fold_of = (label_folds if several else folds)(answers.labels, FOLDS, drawn)
-    fits = (fit_label_temperature, fit_label_vector) if several else (fit_temperature, fit_vector)
-    fit = fits[scaling.method == "vector"]
+    spread = label_folds if answers.labels.ndim == 2 else folds
+    fold_of = spread(answers.labels, FOLDS, derive("calibration", seed))
+    fit = fit_vector if scaling.method == "vector" else fit_temperature
     after = cross_fitted(before, answers.labels, fold_of, fit)
-    return BeforeAndAfter(earlier, replace(answers, logits=after.astype(np.float32)), True)
+    return BeforeAndAfter(earlier, replace(answers, logits=copied(after, np.float32)), True)

@@ -5,12 +5,15 @@ It is fitted last, on the answers of the weights as they are written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from xfer.core.certificate import Certificate, FittedOn
+from xfer.core.certificate import Certificate, FittedOn, Unlike
 from xfer.core.device import device_of
 from xfer.core.log import log
 from xfer.core.types import Predictions, Samples
@@ -18,18 +21,13 @@ from xfer.evaluation.certificate_answers import features_at, layer_paths
 from xfer.evaluation.conformal import having_labels, least_probabilities
 from xfer.evaluation.conformal import in_words as promise
 from xfer.evaluation.evaluate import Reading, answers
-from xfer.evaluation.unlike import fit_unlike
+from xfer.evaluation.out_of_distribution import fit_unlike
 from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    import numpy.typing as npt
     from torch import nn
 
     from xfer.config.specs import Promise
-    from xfer.core.certificate import Unlike
     from xfer.plan.plan import Plan
 
     Matrix = npt.NDArray[Any]
@@ -83,14 +81,16 @@ def in_words(made: Certificate) -> str:
     """One line: what the sets promise, how large they are, and from which p-value on."""
     of = "training images held out" if made.fitted_on == "cv" else "validation images"
     of = f"labelled {of}" if made.several else of
+    said = promise(made.coverage, made.by_class, made.several)
     line = (
-        f"certificate: sets with {promise(made.coverage, made.by_class, made.several)}, fitted on "
+        f"certificate: prediction sets with {said}, fitted on "
         f"{made.n:,} {of}: {made.mean_set_size:.2f} classes on average; "
     )
     if made.unlike is None:
         return line + "no p_unlike: the features do not vary, or the head has no layer for them"
     of = f"what enters {', '.join(made.unlike.layers)}"
-    return line + f"p_unlike, by {of}, is {1 / (1 + len(made.unlike.reference)):.2g} at least"
+    least = 1 / (1 + len(made.unlike.reference))
+    return line + f"p_unlike looks at {of}, and is {least:.2g} or more"
 
 
 def certify_best(plan: Plan, path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.errors import CombinationError
 from xfer.core.live_line import counted
@@ -21,8 +22,6 @@ from xfer.data.folds import inner
 from xfer.training import logistic
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from xfer.training.soft_targets import SoftTargets
 
     Matrix = npt.NDArray[Any]

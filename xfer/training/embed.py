@@ -19,9 +19,9 @@ import numpy as np
 from xfer.core.errors import XferError
 from xfer.core.files import atomic_write, file_sha256, write_rows
 from xfer.core.types import Plain, Samples
-from xfer.evaluation.csv_cell import cell
 from xfer.evaluation.multilabel_predictions import sign_for
 from xfer.evaluation.predict import find, warn_of_broken
+from xfer.evaluation.table_file import cell
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,9 +27,9 @@ from xfer.core.run_folder import LAST, best_checkpoint, checkpoints
 from xfer.core.types import Card, Plain, Samples
 from xfer.evaluation.calibration import scaling_of
 from xfer.evaluation.certificate_answers import layer_paths
+from xfer.evaluation.out_of_distribution import fit_unlike
 from xfer.evaluation.out_of_fold import TABLE
 from xfer.evaluation.predict import write_predictions
-from xfer.evaluation.unlike import fit_unlike
 from xfer.freeze.rows import ParameterRow
 from xfer.models.network import assemble
 from xfer.training import logistic
@@ -42,8 +42,8 @@ from xfer.training.feature_moments import blocks
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import evaluated_from, inference
 from xfer.training.features.extract import Extraction, PartlyFrozen
-from xfer.training.features.feature_loader import CachedFeatures, View
-from xfer.training.features.feed import cut_within
+from xfer.training.features.feature_loader import CachedFeatures
+from xfer.training.features.feature_switch import cut_within
 from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_result import FitResult
 from xfer.training.head_input import first_layer, rows_of, watch
@@ -71,6 +71,9 @@ if TYPE_CHECKING:
 
 _ANY_EPOCHS = 1_000_000
 _NEAR = 1e-3  # of the largest logit: how far the solved head may answer from what was solved
+
+
+_COMPARED = 64  # images that show it: whatever follows a head, it does to any
 
 
 class NotExact(Exception):
@@ -219,10 +222,8 @@ def solve(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures, lead: Lead =
         for name, parameter in net.get_submodule(path).named_parameters():
             solved = best.weight if name == "weight" else best.bias
             parameter.copy_(torch.from_numpy(solved).view(parameter.shape))
-    if val is None:
-        _check_linear(frozen, cached, _answers(best, evaluated), "train")
-    else:
-        _check_linear(frozen, cached, _answers(best, val), "val")
+    split, judged = ("train", evaluated) if val is None else ("val", val)
+    _check_linear(frozen, cached, _answers(best, judged[:_COMPARED]), split)
     return Solved(path, options, problem, rows, solution, val, seconds, taught)
 
 
@@ -248,17 +249,15 @@ def _check_linear(
     frozen: PartlyFrozen, cached: CachedFeatures, expected: npt.NDArray[np.float32], split: str
 ) -> None:
     """Raise NotExact where the network makes other logits of its head than a linear head has, which
-    are ``expected`` of the images of ``split`` as they are evaluated."""
-    # Relative to the answers: of a strong penalty's tiny logits, any network's would be near to 1.
-    count, largest = 0, float(np.abs(expected).max(initial=0))
+    are ``expected`` of the first images of ``split`` as they are evaluated."""
     view = cached.val[0] if split == "val" else cached.train[None]
-    for answer in logits(frozen, cached, split, view):
-        wanted = torch.from_numpy(expected[count : count + len(answer)])
-        if answer.shape != wanted.shape:
-            raise NotExact("the network does not answer with one logit a class")
-        if float((answer.float().cpu() - wanted).abs().max()) > _NEAR * largest:
-            raise NotExact("the network does more than a mean after its head")
-        count += len(answer)
+    with from_features(frozen, cached, split) as run:
+        answer = run(view.features(range(len(expected)))).float().cpu()
+    if answer.shape != expected.shape:
+        raise NotExact("the network does not answer with one logit a class")
+    # Relative to the answers: of a strong penalty's tiny logits, any network's would be near to 1.
+    if np.abs(answer.numpy() - expected).max(initial=0) > _NEAR * np.abs(expected).max(initial=0):
+        raise NotExact("the network does more than a mean after its head")
 
 
 def _rows(solved: Solved, val: Samples | None, specs: Specs) -> list[Plain]:
@@ -339,10 +338,10 @@ def features_of(plan: Plan, frozen: PartlyFrozen, group: ProcessGroup = ALONE) -
     # As many views as are asked for: they are used together, and not one an epoch. One process
     # solves on them, so that they are those of one device.
     trainer = replace(plan.specs.trainer, max_epochs=_ANY_EPOCHS, devices=1, nodes=1)
-    many = replace(plan, specs=replace(plan.specs, trainer=trainer))
+    many = replace(plan, specs=replace(plan.specs, trainer=trainer, begun=None))
     work = Extraction(many, frozen, options, group)
     with group.rank_zero_first():
-        cut = cut_within(work, options)
+        cut = cut_within(work, options, answers=True)
     if isinstance(cut, Refusal):
         raise NotExact(cut.reason)
     cached = CachedFeatures(work, cut)
@@ -379,17 +378,17 @@ def inputs(
         entered[count : count + len(x)] = x.mean(dim=1).cpu().numpy()
         count += len(x)
 
-    with watch(frozen.net, path, see):
-        for _ in logits(frozen, cached, split, view):
-            pass
+    with watch(frozen.net, path, see), from_features(frozen, cached, split) as run:
+        for features in view.blocks():
+            run(features)
     return entered
 
 
-def logits(
-    frozen: PartlyFrozen, cached: CachedFeatures, split: str, view: View
-) -> Iterator[torch.Tensor]:
-    """Logits of a split, a block at a time, in inference mode from the features on."""
-    net, cut = frozen.net, cached.cut
-    with inference(net), torch.no_grad(), cached.work.cast(split), evaluated_from(net, cut) as run:
-        for features in view.blocks():
-            yield run(features.to(frozen.device))
+@contextmanager
+def from_features(
+    frozen: PartlyFrozen, cached: CachedFeatures, split: str
+) -> Iterator[Callable[[torch.Tensor], torch.Tensor]]:
+    """A function of features of ``split`` that gives the network's logits, in inference mode."""
+    net, cut, cast = frozen.net, cached.cut, cached.work.cast(split)
+    with inference(net), torch.no_grad(), cast, evaluated_from(net, cut) as run:
+        yield lambda features: run(features.to(frozen.device))

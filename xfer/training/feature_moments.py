@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Matrix = npt.NDArray[Any]
-    Floats = npt.NDArray[np.float64]
+Matrix = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
 
 _CONSTANT = 1e-6  # of the largest mean: a feature that varies less is constant
 _MORE = 10

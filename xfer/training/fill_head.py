@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from xfer import freeze
@@ -19,6 +20,7 @@ from xfer.core.types import Plain
 from xfer.evaluation.predict import write_predictions
 from xfer.models.head.filled_layers import FilledHead
 from xfer.models.network import assemble
+from xfer.plan.plan import Plan
 from xfer.training.backbone_features import BackboneFeatures, backbone_features
 from xfer.training.certificate_fit import HeldOut, certify
 from xfer.training.distributed.rendezvous import NOBODY, Lead
@@ -29,10 +31,7 @@ from xfer.training.logger import logged
 from xfer.weights.formats.checkpoint_format import Snapshot, identity, write_snapshot
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from xfer.config.specs import Specs
-    from xfer.plan.plan import Plan
 
 
 _BLOCK = 256  # images that are answered at a time

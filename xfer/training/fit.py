@@ -22,7 +22,7 @@ from xfer.core.types import Plain, Samples
 from xfer.data.decode_cache import decoded, decoded_limit, fitted
 from xfer.data.loader import EvalLoader, TrainLoader, eval_images, train_images
 from xfer.data.preprocess import normalise
-from xfer.data.sampler import RankShare, shared_size
+from xfer.data.sampler import shared_size
 from xfer.models.adapters import merge
 from xfer.models.network import assemble, fill
 from xfer.plan.lineage import check_best, read_resume
@@ -34,10 +34,11 @@ from xfer.training.callbacks.timeline import Timeline
 from xfer.training.certificate_fit import certify_best
 from xfer.training.distributed.group import ProcessGroup
 from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
-from xfer.training.features.feed import Feed
+from xfer.training.features.feature_switch import FeatureSwitch
 from xfer.training.fit_result import FitResult
 from xfer.training.head_start import prepare_head
 from xfer.training.lightning import lightning_trainer, quiet
+from xfer.training.mirroring import heeding
 from xfer.training.module import Classifier
 from xfer.training.oom import out_of_memory, recall, smaller, too_large_error
 from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot
@@ -84,8 +85,8 @@ def fit(
     snapshot = check_best(path, plan, best)
     if snapshot.frozen is not None:  # else it is whole: the run that is resumed had come this far
         _complete(path, snapshot, done.net)
-    feed = done.phases.feed
-    card = calibrate_best(plan, path, feed.last, lead)
+    features = done.phases.features
+    card = calibrate_best(plan, path, features.last, lead)
     certify_best(plan, path)
     log.info(
         f"End training, the best {best['metric']} is: {best['value']:.4f}, "
@@ -99,11 +100,13 @@ def fit(
         device_name(done.device),
         done.phases.proved,
         done.phases.audits,
-        feed.facts,
-        feed.seconds if feed.facts["cached"] else None,
-        feed.last,
+        features.facts,
+        features.seconds if features.facts["cached"] else None,
+        features.last,
         logger=done.logger,
         calibration=card.calibration,
+        mirrored=done.mirrored,
+        ranks=done.history.ranks,
     )
 
 
@@ -122,6 +125,7 @@ class _Trained(NamedTuple):
     phases: Phases
     device: torch.device
     logger: GuardedLogger | None
+    mirrored: Plain
 
 
 def _train(
@@ -143,17 +147,19 @@ def _train(
     plan = replace(plan, dataset=decoded(dataset, most, plan.card.input))
     val = fitted(dataset, most, plan.card.input)
     net = assemble(plan.parts, plan.state)
-    module = Classifier(net, plan, group, _standard(plan, net, resume, group))
+    standard, mirrored = _prepared(plan, net, resume, group)
+    plan = heeding(plan, mirrored)
+    module = Classifier(net, plan, group, standard, mirrored)
     history = History(plan, folder, group)
     with quiet():
-        feed = Feed(plan, folder, _loaders(plan, data, val, group), group)
-        phases = Phases(plan, folder, feed)
+        features = FeatureSwitch(plan, folder, _loaders(plan, data, val, group), group)
+        phases = Phases(plan, folder, features)
         timeline = Timeline(phases, history, prunes, shows)
         trainer = lightning_trainer(plan, folder, timeline, group)
         try:
             full = out_of_memory(
                 lambda: trainer.fit(
-                    module, feed.train, feed.val, ckpt_path=resume, weights_only=True
+                    module, features.train, features.val, ckpt_path=resume, weights_only=True
                 )
             )
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -174,15 +180,10 @@ def _train(
     module.standardized.remove()
     device = trainer.strategy.root_device
     module.trainer = None  # which has the optimizer, and is held by whoever holds the module
-    return _Trained(_whole(module, plan), history, best, phases, device, logger)
-
-
-def _whole(module: Classifier, plan: Plan) -> nn.Module:
-    """The network after a fit, in the processor's memory; one that the ranks had divided as it
-    began, since the best checkpoint has what trained."""
-    if plan.specs.trainer.shards:
-        return assemble(plan.parts, plan.state)
-    return module.cpu().net
+    # One that the ranks had divided is as it began: the best checkpoint has what trained.
+    shards = plan.specs.trainer.shards
+    net = assemble(plan.parts, plan.state) if shards else module.cpu().net
+    return _Trained(net, history, best, phases, device, logger, mirrored)
 
 
 def _proved(history: History, phases: Phases, module: Classifier) -> Plain:
@@ -196,23 +197,27 @@ def _proved(history: History, phases: Phases, module: Classifier) -> Plain:
     return history.best
 
 
-def _standard(plan: Plan, net: nn.Module, resume: Path | None, group: ProcessGroup) -> Standard:
-    """What the head's input is standardised by: as the run began, where it is resumed. ``net`` then
-    is the same on every rank."""
+def _prepared(
+    plan: Plan, net: nn.Module, resume: Path | None, group: ProcessGroup
+) -> tuple[Standard, Plain]:
+    """What the head's input is standardised by, and what mirrored images were answered: as the run
+    began, where it is resumed. ``net`` then is the same on every rank."""
     if resume is not None:
-        standard = from_plain(read_resume(resume, plan).get("standard"))
+        held = read_resume(resume, plan)
+        prepared = from_plain(held.get("standard")), held.get("mirroring") or {}
     else:
-        standard = group.broadcast(prepare_head(plan, net) if group.leads else {})
+        prepared = group.broadcast(prepare_head(plan, net) if group.leads else ({}, {}))
         net.cpu()
     group.broadcast_state(net)
-    return standard
+    return prepared
 
 
 def _loaders(
     plan: Plan, data: Data, val: Samples | None, group: ProcessGroup
 ) -> tuple[TrainLoader, EvalLoader | None]:
     """Those of the training images and, where there are some, of the validation images."""
-    specs, spec, share = plan.specs, plan.card.input, RankShare(group.rank, group.ranks)
+    specs, spec = plan.specs, plan.card.input
+    share = group.share._replace(begun=specs.begun_ranks)
     samples, pin = plan.split("train"), device_of(specs.trainer.accelerator).type == "cuda"
     train = train_images(samples, spec, specs.augment)
     loader = TrainLoader(train, data.batch_size, data.workers, pin, specs.seed, share)

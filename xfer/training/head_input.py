@@ -8,19 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from xfer.core.standardize import Moments, Standard, folded, unfolded
+from xfer.core.types import StateDict
 from xfer.models.head.layers import DropoutConv, DropoutLinear
 from xfer.training.feature_moments import deviations
 from xfer.training.features.cut import inference
-
-if TYPE_CHECKING:
-    from xfer.core.types import StateDict
 
 _PLAIN = (nn.Linear, nn.Conv2d, DropoutLinear, DropoutConv)
 
@@ -51,11 +48,15 @@ def rows_of(layer: nn.Module, entering: Tensor) -> Tensor:
 
 
 def moments(
-    net: nn.Module, paths: Iterable[str], batches: Iterable[tuple[Tensor, int]]
+    net: nn.Module,
+    paths: Iterable[str],
+    batches: Iterable[tuple[Tensor, int]],
+    run: Callable[[Tensor], object],
 ) -> Standard:
-    """Moments of what enters the layers at ``paths``, over all ``batches``, in inference mode; of
-    each batch as many images count as come with it. Deviations are moderated by how many those are,
-    also where each has many positions, see :func:`xfer.training.feature_moments.deviations`."""
+    """Moments of what enters the layers at ``paths`` of ``net``, over all ``batches``, which
+    ``run`` hands to it in inference mode; of each batch as many images count as come with it.
+    Deviations are moderated by how many those are, also where each has many positions, see
+    :func:`xfer.training.feature_moments.deviations`."""
     origins: dict[str, Tensor] = {}
     sums: dict[str, list[Tensor]] = {}
     counts: dict[str, int] = {}
@@ -77,7 +78,7 @@ def moments(
             hooks.enter_context(watch(net, path, partial(add, path)))
         for batch, count in batches:
             counted, images = slice(count), images + count
-            net(batch)
+            run(batch)
     standard = {}
     for path, origin in origins.items():
         away, squares = (total / counts[path] for total in sums[path])

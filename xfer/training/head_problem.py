@@ -73,13 +73,13 @@ def held_out_answers(
     ``held_out`` (n, classes), NaN where there is none; and how many were and were not: of several
     labels with the mean average precision."""
     held = np.isfinite(held_out).all(axis=1)
-    seen = np.flatnonzero(held)
-    names = Picked(train.names, seen)
-    classes, task = plan.card.classes, plan.card.task
-    answers = Predictions(names, held_out[seen], train.labels[seen], classes, task=task)
+    names, labels, logits = train.names, train.labels, held_out
+    if not held.all():  # else nothing is copied
+        names, labels, logits = Picked(names, np.flatnonzero(held)), labels[held], logits[held]
+    answers = Predictions(names, logits, labels, plan.card.classes, task=plan.card.task)
     counts: Plain = {"n": int(held.sum()), "left_in": int((~held).sum())}
     if plan.specs.task.several:
-        counts["cv_map"] = label_values(answers.logits, train.labels[seen])["map"]
+        counts["cv_map"] = label_values(logits, labels)["map"]
     return answers, counts
 
 
@@ -99,7 +99,8 @@ def solution_of(
 
 def summary_of(facts: Plain) -> str:
     """One line for the log, of what ``result.json`` says of the solution."""
-    how = f"of {facts['strengths']} strengths by" if facts["chosen_by"] == "cv_loss" else "in"
+    chosen = facts["chosen_by"] == "cv_loss"
+    how = f"chosen from {facts['strengths']} strengths by" if chosen else "in"
     were, its = ("was", "its") if facts["left_in"] == 1 else ("were", "their")
     left = f"; {plural(facts['left_in'], 'image')} alone in a class {were} never held out"
     if "cv_map" in facts:
@@ -110,7 +111,7 @@ def summary_of(facts: Plain) -> str:
         alone = "no training image was held out, since each is alone in its class"
         return f"solved: l2 {l2:g}; {alone}"
     return (
-        f"solved: l2 {l2:g} {how} {facts['folds']} folds of the training images: "
+        f"solved: l2 {l2:g}, {how} {facts['folds']} folds of the training images: "
         f"loss {facts['cv_loss']:.4f}, {held_out_score(facts)} on {facts['n']} held out"
         f"{left if facts['left_in'] else ''}"
     )

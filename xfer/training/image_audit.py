@@ -17,6 +17,7 @@ import numpy as np
 from xfer.core.device import device_name
 from xfer.core.errors import CombinationError, DataError
 from xfer.core.log import log
+from xfer.core.long_array import concatenated
 from xfer.core.types import Plain
 from xfer.evaluation.leave_one_out import (
     BLOCK,
@@ -39,9 +40,9 @@ from xfer.evaluation.neighbours import (
     pairs,
 )
 from xfer.evaluation.statistics import wilson
-from xfer.evaluation.wrong_labels import Judged, doubts, judge
+from xfer.evaluation.wrong_labels import SCALES, Judged, doubts, judge
 from xfer.training import exact
-from xfer.training.backbone_features import head_input
+from xfer.training.backbone_features import head_input, source_answers
 from xfer.training.features import AutoFeatures
 from xfer.training.features.feature_loader import CachedFeatures
 
@@ -159,24 +160,25 @@ def audit(plan: Plan) -> Audited:
     # The group of each image by its number.
     groups = np.unique(belonging, return_inverse=True)[1].astype(np.int64) if belonging else None
     largest = 1 if groups is None else int(np.bincount(groups).max())
-    working = _working_bytes(matrix, len(plan.card.classes), largest)
-    log.info(f"audit: {len(matrix):,} images in blocks, about {working / 1e6:,.0f} MB")
+    answers = source_answers(plan, matrix)
+    working = _working_bytes(matrix, len(plan.card.classes), largest, answers.shape[1])
+    log.info(f"audit: {len(matrix):,} images take about {working / 1e6:,.0f} MB of memory")
     ready = time.perf_counter()
     names = tuple(name for samples in splits.values() for name in samples.names)
     labels = np.concatenate([samples.labels for samples in splits.values()])
     exact.refuse_no_numbers(matrix, names)
     classes = plan.card.classes
     apart, alone = _left_out_together(groups, labels, len(classes))
-    of_labels, vectors, likest = look(matrix, labels, classes, groups, apart)
+    of_labels, vectors, likest = look(matrix, labels, classes, groups, apart, answers)
     least = alike_from(likest)
     whole = {
         "images": len(labels),
         **of_labels.facts,
+        "source_classes": answers.shape[1],
         "near_duplicate": {"cosine": least},
         "working_bytes": working,
         "groups": None if groups is None else int(groups.max()) + 1,
     }
-    seconds = (ready - began, time.perf_counter() - ready)
     return Audited(
         names=names,
         splits=tuple(name for name, samples in splits.items() for _ in range(len(samples))),
@@ -191,7 +193,7 @@ def audit(plan: Plan) -> Audited:
         facts=whole,
         features=cached.facts({"hit": None}),
         device=device,
-        seconds=seconds,
+        seconds=(ready - began, time.perf_counter() - ready),
         warnings=[*of_labels.remarks, *_alone([classes[k] for k in alone]), *_of_network(plan)],
         groups=belonging,
     )
@@ -241,16 +243,19 @@ def look(
     classes: Sequence[str],
     groups: npt.NDArray[np.int64] | None = None,
     apart: npt.NDArray[np.int64] | None = None,
+    answers: npt.NDArray[np.float32] | None = None,
 ) -> Looked:
     """All that is computed from features (n, d) with ``labels`` of images in ``groups``; those of
-    one group in ``apart`` do not judge each other. Raises DataError for features that tell nothing
-    apart."""
+    one group in ``apart`` do not judge each other. Labels are judged by the source's ``answers``
+    (n, its classes) as well. Raises DataError for features that tell nothing apart."""
     at = coordinates(matrix)
     if not len(at.squares):
         what = f"the features of all {len(labels)} images are the same"
         raise DataError("features", what, "use other weights, or another backbone", 58)
-    judged = (_at_labels if labels.ndim == 2 else _at_classes)(at, labels, classes, apart)
     vectors, lengths = directions(at)
+    if answers is not None and answers.size:
+        at = coordinates(concatenated([matrix, answers], 1), answers.shape[1])
+    judged = (_at_labels if labels.ndim == 2 else _at_classes)(at, labels, classes, apart)
     return Looked(judged, vectors, nearest(vectors, lengths, _NEAREST, groups))
 
 
@@ -268,7 +273,7 @@ def features(plan: Plan) -> tuple[CachedFeatures, npt.NDArray[np.float32], str]:
     """The features of all splits after each other, float32 (n, d), and the device."""
     entering = head_input(plan)
     parts = [entering.of(split) for split in entering.cached.work.splits]
-    return entering.cached, np.concatenate(parts), device_name(entering.frozen.device)
+    return entering.cached, concatenated(parts), device_name(entering.frozen.device)
 
 
 def _twins(plan: Plan, names: tuple[str, ...], likest: Nearest, least: float) -> list[Twin]:
@@ -287,16 +292,18 @@ def _twins(plan: Plan, names: tuple[str, ...], likest: Nearest, least: float) ->
     return rows
 
 
-def _working_bytes(matrix: npt.NDArray[np.float32], classes: int, largest: int = 1) -> int:
-    """What the audit takes beside the features: blocks, tiles, some numbers an image, and the
-    features of the ``largest`` group."""
-    count, width = matrix.shape
+def _working_bytes(
+    matrix: npt.NDArray[np.float32], classes: int, largest: int = 1, answers: int = 0
+) -> int:
+    """What the audit takes beside the features: blocks, tiles, some numbers an image, of which so
+    many are ``answers``, and the features of the ``largest`` group."""
+    count, width = len(matrix), matrix.shape[1] + answers
     square = min(count, width) ** 2 + (count * width if count <= width else 0)
-    numbers = (
-        3 * BLOCK + 3 * square + (6 + (largest > 1)) * count * classes + count * min(AXES, width)
-    )
+    numbers = 3 * BLOCK + 3 * square + (6 + (largest > 1)) * count * classes
+    numbers += count * (min(AXES, width) + SCALES)
     numbers += 3 * (largest > 1) * largest * (min(count, width) + 1)
-    return int(8 * numbers + 48 * TILE**2)
+    copied = 4 * count * (width + answers) * (answers > 0)
+    return int(8 * numbers + 48 * TILE**2 + copied)
 
 
 class _OfLabels(NamedTuple):
@@ -369,8 +376,7 @@ def _at_labels(
 
 
 def _strongest(left_out: LeftOut | LabelsLeftOut) -> list[int]:
-    strongest: list[int] = np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT].tolist()
-    return strongest
+    return [int(i) for i in np.argsort(-left_out.effect, kind="stable")[:_MOST_EFFECT]]
 
 
 def _blind(right: int, largest: int, count: int) -> bool:
@@ -378,12 +384,8 @@ def _blind(right: int, largest: int, count: int) -> bool:
 
 
 def _of_rate(rate: float) -> list[str]:
-    if rate <= _MANY_WRONG:
-        return []
-    return [
-        f"audit: {100 * rate:.0f} % of the labels seem wrong: so many that right and wrong ones "
-        "cannot be told apart well"
-    ]
+    many = f"audit: {100 * rate:.0f} % of the labels seem wrong: so many that right and wrong ones "
+    return [f"{many}cannot be told apart well"] if rate > _MANY_WRONG else []
 
 
 def _of_network(plan: Plan) -> list[str]:

@@ -1,5 +1,5 @@
 """The Lightning Trainer of a fit: without its banners and bars, with the live line, and files
-that are never torn."""
+that are never torn and hold nothing but data."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from xfer.core.errors import ConfigError
 from xfer.core.live_line import working
 from xfer.core.run_folder import LAST, PREVIOUS
 from xfer.core.torch_file import load_tensors, save_tensors
-from xfer.training.callbacks.user_callbacks import check_plain, new_callbacks
 from xfer.training.distributed.group import ProcessGroup
 from xfer.training.distributed.strategy import PhaseDdp, RankEnvironment
 from xfer.training.guarded_logger import GuardedLogger
 
 if TYPE_CHECKING:
+    import pytorch_lightning as pl
     from pytorch_lightning.strategies import DDPStrategy
 
-    from xfer.core.settings import Trainer
+    from xfer.config.specs import Specs
+    from xfer.config.trainer import TrainerOptions
+    from xfer.core.types import Plain
     from xfer.plan.plan import Plan
 
 
@@ -37,6 +39,7 @@ def lightning_trainer(
 ) -> pl.Trainer:
     """The Trainer of Lightning that the configuration describes; it writes into ``folder``."""
     options, specs = plan.specs.trainer, plan.specs
+    share = group.share._replace(begun=specs.begun_ranks)
     built = specs.logger.build(folder, specs.experiment) if group.leads else None
     logger = GuardedLogger(specs.logger, built) if built is not None else False
     shown = [EpochLine(options.epochs)] if group.leads else []
@@ -49,7 +52,7 @@ def lightning_trainer(
             devices=options.devices,
             num_nodes=options.nodes,
             precision=options.numbers,
-            accumulate_grad_batches=options.accumulate,
+            accumulate_grad_batches=options.accumulate * share.pieces,
             gradient_clip_val=options.clip_norm or None,
             deterministic=options.deterministic,
             logger=logger,
@@ -71,7 +74,7 @@ def lightning_trainer(
         raise ConfigError("trainer", what, fix, 92) from error
 
 
-def _strategy(options: Trainer, group: ProcessGroup) -> DDPStrategy | str:
+def _strategy(options: TrainerOptions, group: ProcessGroup) -> DDPStrategy | str:
     if group.ranks == 1:
         return "auto"
     if not options.shards:
@@ -172,3 +175,41 @@ def quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
+
+
+_LIGHTNINGS = {
+    *("epoch", "global_step", "pytorch-lightning_version", "state_dict", "loops"),
+    *("optimizer_states", "lr_schedulers", "hparams_name", "hyper_parameters"),
+}
+
+
+def new_callbacks(specs: Specs) -> list[pl.Callback]:
+    """One of each, for one fit. Raises ConfigError."""
+    return [make() for make in specs.callbacks]
+
+
+def check_plain(checkpoint: Plain) -> None:
+    """Raise ConfigError where a callback put something into a resume file that could not be read
+    out of it again, where nothing but numbers, texts and tensors is."""
+    for top in checkpoint.keys() - _LIGHTNINGS:
+        if problem := _not_plain(checkpoint[top], str(top)):
+            what = f"a resume file cannot hold {problem}"
+            fix = "save numbers, texts, lists, dicts and tensors alone"
+            raise ConfigError("trainer.callbacks", what, fix, 21)
+
+
+def _not_plain(value: Any, place: str) -> str:
+    """What in ``value`` is more than data, and where; nothing where all of it is data."""
+    import torch
+
+    if value is None or type(value) in (bool, int, float, complex, str, bytes, torch.Tensor):
+        return ""
+    if type(value) is torch.nn.Parameter:
+        return ""
+    if isinstance(value, dict) and type(value).__module__ in ("builtins", "collections"):
+        parts = [*value.items()]
+        problem = next((p for key in value if (p := _not_plain(key, place))), "")
+        return problem or next((p for k, v in parts if (p := _not_plain(v, f"{place}.{k}"))), "")
+    if type(value) in (list, tuple, set):
+        return next((p for i, v in enumerate(value) if (p := _not_plain(v, f"{place}[{i}]"))), "")
+    return f"the {type(value).__name__} at {place}"

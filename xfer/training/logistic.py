@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.long_array import zeros
+from xfer.evaluation.calibration import log_losses
 from xfer.training.principal_axes import SMALL, Axes
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from xfer.training.soft_targets import SoftTargets
 
     Matrix = npt.NDArray[Any]
@@ -195,20 +195,18 @@ def _falling(strengths: Sequence[float], path: list[Strength]) -> Iterator[float
         l2 = known
 
 
-def _held_out(logits: npt.NDArray[np.float32], rows: TrainingRows) -> tuple[float, float]:
-    """Weighted mean log loss and plain accuracy of the images that a fold held out; NaN of none."""
-    seen = np.flatnonzero(rows.folds >= 0)
-    if not len(seen):
-        return math.nan, math.nan
-    losses, right = np.empty(len(seen)), 0
+def judged(
+    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], seen: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """The log loss of each image at ``seen`` (m,), of ``logits`` (n, classes) and ``labels`` (n,),
+    and whether its answer is right."""
+    losses, right = np.empty(len(seen)), np.empty(len(seen), np.bool_)
     for start in range(0, len(seen), _ANSWERS):
         some = seen[start : start + _ANSWERS]
-        z, labels = logits[some].astype(np.float64), rows.labels[some]
-        top = z.max(axis=1)
-        log_sum = top + np.log(np.exp(z - top[:, None]).sum(axis=1))
-        losses[start : start + len(some)] = log_sum - z[np.arange(len(z)), labels]
-        right += int((z.argmax(axis=1) == labels).sum())
-    return float(np.average(losses, weights=rows.counts[seen])), right / len(seen)
+        z, truth = logits[some].astype(np.float64), labels[some]
+        losses[start : start + len(some)] = log_losses(z, truth)
+        right[start : start + len(some)] = z.argmax(axis=1) == truth
+    return losses, right
 
 
 def folds(labels: npt.NDArray[np.int64], count: int, seed: int) -> npt.NDArray[np.int64]:
@@ -233,6 +231,7 @@ class Problem(Axes):
 
     def __init__(self, rows: TrainingRows) -> None:
         self.rows, self.targets = rows, rows.targets
+        self._known: tuple[Matrix | None, dict[int, Matrix]] = (None, {})
         super().__init__(rows.views, rows.held, rows.folds, len(rows.class_weights))
 
     @property
@@ -242,7 +241,11 @@ class Problem(Axes):
 
     def judged(self, held_out: npt.NDArray[np.float32]) -> tuple[float, float]:
         """Weighted mean log loss and plain accuracy; NaN of none."""
-        return _held_out(held_out, self.rows)
+        rows, seen = self.rows, np.flatnonzero(self.rows.folds >= 0)
+        if not len(seen):
+            return math.nan, math.nan
+        losses, right = judged(held_out, rows.labels, seen)
+        return float(np.average(losses, weights=rows.counts[seen])), int(right.sum()) / len(seen)
 
     def shares(self, fold: int | None) -> npt.NDArray[np.float64]:
         """What each image counts in the mean: nothing where ``fold`` holds it out."""
@@ -251,32 +254,45 @@ class Problem(Axes):
         total = float((rows.counts * inside).sum()) * len(rows.views)
         return np.asarray(rows.weights * inside / total)
 
+    def _target(self, shares: Matrix, part: slice) -> Matrix:
+        """What the log-probabilities of the images ``part`` are multiplied by, (classes, m); of a
+        small problem remembered, since it is the same at every step."""
+        if self._known[0] is not shares:
+            self._known = (shares, {})
+        known, rows = self._known[1], self.rows
+        if (target := known.get(part.start)) is None:
+            hard = 1.0 if rows.soft is None else 1 - rows.soft.weight
+            share: Matrix = shares[part, None].astype(self.dtype)
+            target = (hard * share * self.targets[rows.labels[part]].astype(self.dtype)).T.copy()
+            if self.small:
+                known[part.start] = target
+        return target
+
     def loss(self, theta: Matrix, shares: Matrix, l2: float) -> tuple[float, Matrix]:
         """The mean loss with each image's share in it, penalised, and its gradient."""
         inner = theta[:, :-1] if self.inside else theta[:, :-1] @ self.axes.T
         inner, bias = inner.astype(self.dtype), theta[:, -1].astype(self.dtype)
         gradient, of_bias, total = np.zeros(inner.shape), np.zeros(self.classes), 0.0
         soft = self.rows.soft
-        hard = 1.0 if soft is None else 1 - soft.weight
         # Weights of classes are of the labels' part alone.
         apart = 1 / (float(shares.sum()) * len(self.rows.views))
         for i, part, z in self._blocks():
-            whole: Matrix = shares[part, None].astype(self.dtype)
-            share = hard * whole
-            target = share * self.targets[self.rows.labels[part]].astype(self.dtype)
-            logits = z @ inner.T
-            logits += bias
-            logits -= logits.max(axis=1, keepdims=True)
+            # A row a class: few classes are summed image beside image then, many at once.
+            target = self._target(shares, part)
+            logits = inner @ z.T
+            logits += bias[:, None]
+            logits -= logits.max(axis=0)
             odds = np.exp(logits)
-            sums = odds.sum(axis=1, keepdims=True)
+            sums = odds.sum(axis=0)
             logits -= np.log(sums)
             total -= float(np.vdot(target, logits))
-            odds *= target.sum(axis=1, keepdims=True) / sums
+            odds *= target.sum(axis=0) / sums
             odds -= target
             if soft is not None:  # the log-probabilities are logits as good as any
-                total += soft.add(i, part, logits, apart * whole, odds)
-            gradient += odds.T @ z
-            of_bias += odds.sum(axis=0)
+                whole: Matrix = shares[part, None].astype(self.dtype)
+                total += soft.add(i, part, logits.T, apart * whole, odds.T)
+            gradient += odds @ z
+            of_bias += odds.sum(axis=1)
         along = gradient if self.inside else gradient @ self.axes
         total += l2 / 2 * float((theta[:, :-1] ** 2).sum())
         return total, np.column_stack([along + l2 * theta[:, :-1], of_bias])

@@ -109,7 +109,8 @@ class Distill(CrossEntropy):
 
     teacher: str = field(kw_only=True)
     """the network to learn from, with the same classes: a run folder, the end of its name, a
-    checkpoint, an exported ONNX file, or on the command line ``last``, the run that began last"""
+    checkpoint, an exported ONNX file, either also as ``hf://owner/repo/file@revision`` from the
+    Hugging Face hub, or on the command line ``last``, the run that trained last"""
     temperature: Annotated[float, Ge(0.1), Le(100)] = 2.0
     """what the logits of both networks are divided by in the teacher's part; that part is
     multiplied by its square, so that ``weight`` means the same at every temperature"""

@@ -13,8 +13,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -25,19 +26,18 @@ from xfer.core.log import log
 from xfer.core.types import Plain
 from xfer.data.loader import TrainLoader, train_images
 from xfer.models.network import assemble, fill
+from xfer.plan.plan import Plan
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Tail
 from xfer.training.features.extract import PartlyFrozen
 from xfer.training.features.feature_loader import FeatureBatches
-from xfer.training.features.feed import cacheable
+from xfer.training.features.feature_switch import cacheable
 from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_health import HIGHEST_RATE
 from xfer.training.head_start import prepare_head
+from xfer.training.mirroring import heeding
 from xfer.training.module import Classifier
 from xfer.training.teacher import lessons_of
-
-if TYPE_CHECKING:
-    from xfer.plan.plan import Plan
 
 _ON_IMAGES = 1, 100  # climbs and their steps
 _ON_FEATURES = 3, 200
@@ -61,7 +61,9 @@ def lr_find(plan: Plan) -> Plain:
         raise DataError("data", "is needed to find a rate", "give data=... or data.root=DIR", 43)
     device = device_of(specs.trainer.accelerator)
     net = assemble(plan.parts, plan.state)
-    module = Classifier(net, plan, standard=prepare_head(plan, net)).to(device)
+    standard, mirrored = prepare_head(plan, net)
+    specs = heeding(plan, mirrored).specs
+    module = Classifier(net, replace(plan, specs=specs), standard=standard).to(device)
     images = train_images(plan.dataset.splits["train"], plan.card.input, specs.augment)
     loader = TrainLoader(images, data.batch_size, 0, device.type == "cuda", specs.seed)
     loader.order.labels = data.balance(images.samples.labels)

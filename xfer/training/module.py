@@ -21,6 +21,7 @@ from xfer.core.seeds import derive
 from xfer.core.standardize import Standard, to_plain
 from xfer.training import optimizer_restore
 from xfer.training.distributed.group import ALONE, ProcessGroup
+from xfer.training.distributed.regroup import count_pieces, count_whole, losses_of, track
 from xfer.training.distributed.strategy import PhaseDdp
 from xfer.training.ema import Ema
 from xfer.training.head_input import Standardized
@@ -31,6 +32,7 @@ from xfer.weights.formats.checkpoint_format import FORMAT, identity
 
 if TYPE_CHECKING:
     from xfer.core.types import Card, Plain, StateDict
+    from xfer.data.sampler import EpochSampler
     from xfer.plan.plan import Plan
 
 
@@ -49,10 +51,13 @@ class Classifier(pl.LightningModule):
         plan: Plan,
         group: ProcessGroup = ALONE,
         standard: Standard | None = None,
+        mirrored: Plain | None = None,
     ) -> None:
         super().__init__()
+        self.mirrored = mirrored or {}
         self.standardized = Standardized(net, standard or {})
         self.net, self.plan, self.group = net, plan, group
+        self.pieces = group.share._replace(begun=plan.specs.begun_ranks).pieces
         train, classes = plan.split("train").labels, len(plan.card.classes)
         self.loss = plan.specs.task.loss(plan.specs.loss, train, classes)
         self.task: Plain = {}
@@ -116,12 +121,21 @@ class Classifier(pl.LightningModule):
     def begin_step(self, batch: int) -> None:
         """Seed dropout and mixing for this step alone."""
         self.guard.check()
-        self.seed_step(self.current_epoch, batch)
+        whole, part = self._order.part(batch)
+        self.seed_step(self.current_epoch, whole, part)
+        if self.pieces > 1:
+            track(self.net, tracks=batch % self.pieces == 0)
 
-    def seed_step(self, epoch: int, step: int) -> None:
-        """Make what ``step`` of ``epoch`` draws a function of the two and the run's seed."""
-        rank = [self.group.rank] if self.group.rank else []  # each has images of its own
-        seed = derive("step", self.plan.specs.seed, epoch, step, *rank)
+    @property
+    def _order(self) -> EpochSampler:
+        order: EpochSampler = self.trainer.train_dataloader.order  # type: ignore[union-attr]
+        return order
+
+    def seed_step(self, epoch: int, step: int, part: int = 0) -> None:
+        """Make what a part of ``step`` of ``epoch`` draws a function of these and the run's
+        seed."""
+        own = [part] if part else []  # each has images of its own
+        seed = derive("step", self.plan.specs.seed, epoch, step, *own)
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
@@ -132,16 +146,17 @@ class Classifier(pl.LightningModule):
         self.guard.note(loss, "the training loss", self._in_batch(batch_idx))
         # A value an image: a metric that lets NaN pass forgets the weights it is given.
         self.train_loss.update(loss.detach().expand(len(batch[1])))
-        if self.group.ranks > 1:
+        if self._order.share.parts > 1:
             loss = self._weighed(loss, batch_idx)
         return loss
 
     def _weighed(self, loss: torch.Tensor, batch: int) -> torch.Tensor:
-        """This rank's mean ``loss``, so that the mean over the ranks is the mean over all images
+        """This part's mean ``loss``, so that the mean over the parts is the mean over all images
         or, with several labels an image, over all labels that are known; but a teacher's part,
         which is known of every label, over all images."""
-        of_images = float(self.trainer.train_dataloader.order.weight(batch))  # type: ignore[union-attr]
-        if not self.plan.specs.task.several:
+        of_images = self._order.weight(batch)
+        # Of several pieces every label is known: the plan refuses others.
+        if not self.plan.specs.task.several or self.pieces > 1:
             return loss * of_images
         every = self.group.all_reduce_sum(self.labels_known)
         of_labels = self.labels_known * self.group.ranks / max(1, every)
@@ -240,8 +255,8 @@ class Classifier(pl.LightningModule):
 
     def _in_batch(self, batch: int) -> Callable[[str], DivergedError]:
         def error(what: str) -> DivergedError:
-            order = self.trainer.train_dataloader.order  # type: ignore[union-attr]
-            return self._diverged(what, place(order, batch, self.plan.split("train").names), 4)
+            names = self.plan.split("train").names
+            return self._diverged(what, place(self._order, batch, names), 4)
 
         return error
 
@@ -272,8 +287,10 @@ class Classifier(pl.LightningModule):
         }
         checkpoint["ema"] = None if self.ema is None else dict(self.ema.shadow)
         checkpoint["standard"] = to_plain(self.standardized.standard)
+        checkpoint["mirroring"] = self.mirrored
         if self.group.ranks > 1:
             checkpoint["train_loss"] = self.group.all_gather(self.train_loss.state_dict())
+        count_whole(checkpoint, self.pieces)
         checkpoint["xfer"] = {
             "format": FORMAT,
             "card": self.plan.card.to_plain(),
@@ -286,9 +303,10 @@ class Classifier(pl.LightningModule):
         """Complete the state with the frozen tensors that the run's source gave."""
         state = self.net.state_dict()
         checkpoint["state_dict"] |= {f"net.{name}": state[name] for name in self.frozen}
-        if self.group.ranks > 1:  # each continues the sum of its images
-            sums = checkpoint["train_loss"][self.group.rank]
-            checkpoint["state_dict"] |= {f"train_loss.{k}": v for k, v in sums.items()}
+        own = {k: checkpoint["state_dict"][f"train_loss.{k}"] for k in self.train_loss.state_dict()}
+        sums = losses_of(checkpoint.get("train_loss", [own]), self.group.rank, self.group.ranks)
+        checkpoint["state_dict"] |= {f"train_loss.{k}": v for k, v in sums.items()}
+        count_pieces(checkpoint, self.pieces)
         if self.ema is not None:
             self.ema.load(checkpoint["ema"], checkpoint["global_step"])
 
@@ -297,8 +315,10 @@ class Classifier(pl.LightningModule):
         specs = self.plan.specs
         multiples = freeze.ever(self.plan.phases)
         optimizer = specs.optim.build(specs.optim.groups(self.net, multiples))
-        if self.plan.momenta is not None:
-            optimizer_restore.load(optimizer, dict(self.net.named_parameters()), self.plan.momenta)
+        if self.plan.optimizer_state is not None:
+            optimizer_restore.load(
+                optimizer, dict(self.net.named_parameters()), self.plan.optimizer_state
+            )
         steps, total = self.plan.steps_per_epoch, self.plan.total_steps
 
         def rate(shares: Sequence[float]) -> Callable[[int], float]:

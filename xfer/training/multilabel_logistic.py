@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.seeds import derive
 from xfer.data.folds import as_many_as_groups
@@ -24,8 +25,6 @@ from xfer.training.cross_validation import refuse_blind
 from xfer.training.principal_axes import Axes
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from xfer.training.soft_targets import SoftTargets
 
     Matrix = npt.NDArray[Any]
@@ -223,7 +222,7 @@ def label_folds(labels: Ints, count: int, seed: int, groups: Sequence[str] | Non
 def combinations(labels: Ints, least: int) -> Ints:
     """A number an image, int64 (n,), the same for equal ``labels`` (n, classes): 0 for those that
     fewer than ``least`` images have."""
-    texts = [row.tobytes() for row in np.ascontiguousarray(labels)]
+    texts = [row.tobytes() for row in np.ascontiguousarray(labels, np.int8)]
     counts = Counter(texts)
     order = {text: i for i, text in enumerate(sorted(counts), 1) if counts[text] >= least}
     return np.array([order.get(text, 0) for text in texts], np.int64)

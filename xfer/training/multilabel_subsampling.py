@@ -12,15 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.seeds import derive
 from xfer.evaluation.learning_curve import DRAWS, Curve, fit_errors
 from xfer.evaluation.multilabel_bootstrap import weighted_ap
 from xfer.evaluation.multilabel_metrics import label_losses
 from xfer.training.multilabel_logistic import LabelProblem, LabelRows, label_folds
+from xfer.training.principal_axes import Axes
 from xfer.training.subsampling import (
     FOLDS,
     Draw,
@@ -31,13 +33,8 @@ from xfer.training.subsampling import (
     sizes_up_to,
 )
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from xfer.training.principal_axes import Axes
-
-    Floats = npt.NDArray[np.float64]
-    Labels = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Labels = npt.NDArray[np.int64]
 
 _WORK = 1 << 30
 """Numbers that are added up, at most: more images and classes are weighed anew fewer times."""
@@ -48,7 +45,8 @@ _RARE = 50  # images of a fold that have a label are judged, where not all image
 
 @dataclass(frozen=True)
 class LabelSubsamples:
-    """``sizes`` int64 (sizes,): training images, smallest first. ``areas`` float64 (sizes, draws,
+    """``sizes`` int64 (sizes,): training images, smallest first; ``counts`` int64 (sizes, classes):
+    about how many of them have each label. ``areas`` float64 (sizes, draws,
     classes): the average precision of held-out images, that of all repeats moved by what weights
     of its own change in one of them;
     ``by_repeat`` float64 (sizes, repeats, classes) that with equal weights. ``had`` float64
@@ -58,6 +56,7 @@ class LabelSubsamples:
     answered, ``bytes`` the largest subsample in double precision."""
 
     sizes: Labels
+    counts: Labels
     areas: Floats
     by_repeat: Floats
     had: Floats
@@ -115,7 +114,9 @@ def subsampled_labels(
     areas = np.clip(areas + by_repeat.mean(axis=1)[:, None], 0.0, 1.0)
     l2 = np.exp(chosen.mean(axis=(1, 2)))
     largest, count = bytes_of(sizes, features), len(judged)
-    return LabelSubsamples(sizes, areas, by_repeat, had, again.beside, l2, count, largest)
+    share = (labels == 1).sum(axis=0) / (labels >= 0).sum(axis=0)
+    counts = np.rint(sizes[:, None] * share).astype(np.int64)
+    return LabelSubsamples(sizes, counts, areas, by_repeat, had, again.beside, l2, count, largest)
 
 
 class _Reweighed:
@@ -149,9 +150,9 @@ class _Reweighed:
 class _LabelDraw(Draw):
     """A repeat of images that have several labels; a share is a number of images."""
 
-    def __init__(self, features: npt.NDArray[np.float32], labels: Labels, seed: int) -> None:
-        order = _evenly(labels, np.random.default_rng(derive("worth order", seed)))
-        super().__init__(features, labels, _learnable(labels, seed), order)
+    def _drawn(self, seed: int) -> tuple[Labels, Labels]:
+        drawn = np.random.default_rng(derive("worth order", seed))
+        return _learnable(self.labels, seed), _evenly(self.labels, drawn)
 
     def _enough(self, pool: Labels, share: float) -> Labels:
         has = self.labels[pool] == 1

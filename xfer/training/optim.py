@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Lt
@@ -149,6 +150,8 @@ class AdamW(Options):
 class TorchOptim(Options):
     """Any class of torch.optim by its name; ``args`` are its further arguments."""
 
+    library: ClassVar[str] = "torch"
+
     name: str
     """``optim=torch``: a class of torch.optim; ``optim=timm``: a name of timm's list"""
     args: dict[str, Any] = field(default_factory=dict)
@@ -156,47 +159,36 @@ class TorchOptim(Options):
 
     def build(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over ``groups``."""
+        known = self._known()
+        if self.name not in known:
+            what = f"{self.library} has no optimizer '{self.name}'"
+            raise ConfigError("optim.name", what, closest(self.name, known), 60)
+        try:
+            return known[self.name](groups, lr=self.rate, **self.args)
+        except (TypeError, ValueError) as error:
+            what = f"do not suit '{self.name}' ({error})"
+            raise ConfigError("optim.args", what, "mend optim.args", 61) from error
+
+    def _known(self) -> Mapping[str, Callable[..., Optimizer]]:
         import torch
 
         # Two of them need a closure or sparse gradients, which training here does not give.
-        known = {
+        return {
             name: kind
             for name, kind in vars(torch.optim).items()
             if isinstance(kind, type)
             and issubclass(kind, torch.optim.Optimizer)
             and name not in ("Optimizer", "LBFGS", "SparseAdam")
         }
-        if self.name not in known:
-            what = f"torch has no optimizer '{self.name}'"
-            raise ConfigError("optim.name", what, closest(self.name, known), 60)
-        try:
-            return known[self.name](groups, lr=self.rate, **self.args)  # type: ignore[call-arg]
-        except (TypeError, ValueError) as error:
-            raise _bad_args(self.name, error) from error
 
 
 @dataclass(frozen=True)
-class TimmOptim(Options):
+class TimmOptim(TorchOptim):
     """Any optimizer of timm by its name (``lamb``, ``adan``, ``lion``...)."""
 
-    name: str
-    """``optim=torch``: a class of torch.optim; ``optim=timm``: a name of timm's list"""
-    args: dict[str, Any] = field(default_factory=dict)
-    """further arguments of that optimizer"""
+    library: ClassVar[str] = "timm"
 
-    def build(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """The optimizer over ``groups``."""
+    def _known(self) -> Mapping[str, Callable[..., Optimizer]]:
         from timm.optim import create_optimizer_v2, list_optimizers
 
-        if self.name not in (known := [str(n) for n in list_optimizers()]):
-            what = f"timm has no optimizer '{self.name}'"
-            raise ConfigError("optim.name", what, closest(self.name, known), 60)
-        try:
-            made: Optimizer = create_optimizer_v2(groups, opt=self.name, lr=self.rate, **self.args)
-        except (TypeError, ValueError) as error:
-            raise _bad_args(self.name, error) from error
-        return made
-
-
-def _bad_args(name: str, error: Exception) -> ConfigError:
-    return ConfigError("optim.args", f"do not suit '{name}' ({error})", "mend optim.args", 61)
+        return {str(name): partial(create_optimizer_v2, opt=name) for name in list_optimizers()}

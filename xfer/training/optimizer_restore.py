@@ -19,24 +19,24 @@ _NUMBER = ()
 
 
 def load(
-    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], momenta: OptimizerBuffers
+    optimizer: torch.optim.Optimizer, named: Mapping[str, nn.Parameter], saved: OptimizerBuffers
 ) -> tuple[str, ...]:
-    """Put the buffers of ``momenta`` into the state of ``optimizer``, as it would have made them:
+    """Put the buffers of ``saved`` into the state of ``optimizer``, as it would have made them:
     dtype, device and memory layout of its parameter, the step count where it wants it. Gives the
     names of the parameters that continue with them, in the network's order; others that train
     start without.
 
-    ``named`` are the network's parameters; every name in ``momenta`` must be one of them, so the
+    ``named`` are the network's parameters; every name in ``saved`` must be one of them, so the
     buffers of a dropped head must be left out before. The optimizer must be fresh. Raises
     WeightsError, before anything is changed, when the optimizer keeps other buffers, a buffer
     does not fit its parameter, or none of the parameters trains; ConfigError for an optimizer
     that keeps more than such buffers.
     """
-    if unknown := [name for name in momenta.buffers if name not in named]:
+    if unknown := [name for name in saved.buffers if name not in named]:
         what = f"the file has state of '{unknown[0]}', which the network does not have"
         raise WeightsError(_WHERE, what, _IGNORE, 29)
     group_of = {p: i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
-    continued = {n: p for n, p in named.items() if p in group_of and n in momenta.buffers}
+    continued = {n: p for n, p in named.items() if p in group_of and n in saved.buffers}
     if not continued:
         what = "nothing that trains has state in the file"
         fix = f"type freeze=none, or {_IGNORE.removeprefix('type ')}"
@@ -44,9 +44,9 @@ def load(
     patterns = [_first_state(optimizer, group) for group in optimizer.param_groups]
     made: dict[torch.Tensor, dict[str, Any]] = {}
     for name, parameter in continued.items():
-        buffers, pattern = momenta.buffers[name], patterns[group_of[parameter]]
+        buffers, pattern = saved.buffers[name], patterns[group_of[parameter]]
         if buffers.keys() != pattern.keys():
-            raise _other_kind(optimizer, set(pattern), momenta.algorithm, set(buffers))
+            raise _other_kind(optimizer, set(pattern), saved.algorithm, set(buffers))
         made[parameter] = {
             key: _converted(name, key, buffers[key], parameter, value)
             for key, value in pattern.items()

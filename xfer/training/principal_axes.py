@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from xfer.core.long_array import zeros
 from xfer.training.feature_moments import blocks, moments
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Matrix = npt.NDArray[Any]
+Matrix = npt.NDArray[Any]
 
 SMALL = 1 << 22
 """Numbers of a problem that one thread is enough for."""
@@ -142,13 +140,14 @@ class Axes(ABC):
         # any start would do, also a fit that has seen what this one holds out.
         penalty = float(abs(l2 * theta * scale).max())
         precise = self.dtype is np.float64 and not nearly
-        factr, pgtol = (10.0, min(1e-7, 1e-4 * penalty or 1e-7)) if precise else (1e7, 1e-5)
+        # A fold's answers choose a strength and a temperature, to five digits.
+        least = 1e-7 if fold is None else 1e-6
+        factr, pgtol = (10.0, min(least, 1e-4 * penalty or least)) if precise else (1e7, 1e-5)
         if nearly and fold is not None:
             factr, pgtol = 1e8, 1e-4  # it tells strengths apart, and is no answer
         minimum, _, facts = fmin_l_bfgs_b(
             at,
             (theta / scale).ravel(),
-            m=20,
             factr=factr,
             pgtol=pgtol,
             maxiter=_STEPS,
@@ -169,11 +168,10 @@ class Axes(ABC):
         """Write the logits of the images that ``fold`` holds out."""
         members = np.flatnonzero(self.folds == fold)
         seen = next((i for i, view in enumerate(self.views) if view is self.held), None)
-        if self.whole and seen is not None:
-            inner = theta[:, :-1] if self.inside else self.weights(theta)
-            into[members] = self.whole[seen][members] @ inner.T + theta[:, -1]
-            return
-        weight = self.weights(theta).T.astype(self.dtype)
+        whole = self.whole[seen] if self.whole and seen is not None else None
+        weight = (theta[:, :-1] if self.inside and whole is not None else self.weights(theta)).T
+        weight = weight.astype(self.dtype) if whole is None else weight
         for part in blocks(self.held, len(members)):
             chosen = members[part]
-            into[chosen] = self._standard(self.held[chosen]) @ weight + theta[:, -1]
+            z = self._standard(self.held[chosen]) if whole is None else whole[chosen]
+            into[chosen] = z @ weight + theta[:, -1]

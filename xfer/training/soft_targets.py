@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.types import sigmoid
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Matrix = npt.NDArray[Any]
+Matrix = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -40,10 +38,12 @@ class SoftTargets:
         softmax of the teacher's logits over T, and q of the head's, has the gradient T (q - p) and
         is convex in the head's logits.
         """
+        from scipy.special import log_softmax
+
         heat, kind = self.temperature, answers.dtype
-        taught = _log_softmax(np.asarray(self.logits[view][part], kind) / heat)
+        taught = log_softmax(np.asarray(self.logits[view][part], kind) / heat, axis=1)
         np.exp(taught, out=taught)
-        guessed = _log_softmax(answers / heat)
+        guessed = log_softmax(answers / heat, axis=1)
         loss = -self.weight * heat**2 * float(np.vdot(shares * taught, guessed))
         np.exp(guessed, out=guessed)
         gradient += self.weight * heat * shares * (guessed - taught)
@@ -60,8 +60,3 @@ class SoftTargets:
         losses = np.logaddexp(0, guessed) - taught * guessed
         gradient += self.weight * heat * shares * (sigmoid(guessed) - taught)
         return self.weight * heat**2 * float((shares * losses).sum())
-
-
-def _log_softmax(logits: Matrix) -> Matrix:
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))

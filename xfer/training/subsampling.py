@@ -9,23 +9,20 @@ other folds, so that no image has a say in what it is answered by.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from xfer.core.live_line import counted
 from xfer.core.seeds import derive
+from xfer.evaluation.learning_curve import Curve, fit
 from xfer.training.feature_moments import blocks
 from xfer.training.logistic import STRENGTHS, Problem, TrainingRows, folds
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from xfer.training.principal_axes import Axes
+from xfer.training.principal_axes import Axes
 
 FOLDS = 5
 _SIZES = 8
@@ -46,8 +43,9 @@ class Subsamples:
     image, held out, was answered rightly; NaN where it never was held out. ``by_repeat`` float64
     (sizes, repeats, classes): the share of each class that was, in each repeat. ``l2`` float64
     (sizes,): the strength that was chosen, the geometric mean. ``bytes`` is the largest subsample
-    in double precision."""
+    in double precision, ``labels`` int64 (n,) the classes of the images."""
 
+    labels: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     counts: npt.NDArray[np.int64]
     right: npt.NDArray[np.float32]
@@ -59,6 +57,19 @@ class Subsamples:
     def repeats(self) -> int:
         """How many times every image was held out."""
         return int(self.by_repeat.shape[1])
+
+    def scores(self, some: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """The share of the images of ``some`` classes that is answered rightly in each repeat,
+        float64 (sizes, repeats)."""
+        counts = np.bincount(self.labels, minlength=self.by_repeat.shape[2])
+        shares = np.zeros(len(counts))
+        shares[some] = counts[some] / counts[some].sum()
+        return np.asarray(self.by_repeat @ shares)
+
+    def curve(self, some: npt.NDArray[np.int64], seed: int) -> Curve:
+        """The curve of the accuracy on images of ``some`` classes through all sizes."""
+        right = self.right[:, np.flatnonzero(np.isin(self.labels, some))]
+        return fit(self.sizes, right, self.scores(some), FOLDS, seed)
 
 
 def subsampled(
@@ -74,7 +85,7 @@ def subsampled(
     seen = np.zeros(len(labels))
     by_repeat = np.zeros((len(sizes), repeats, classes))
     chosen = np.zeros((len(sizes), repeats, FOLDS))
-    draws = (_Draw(features, labels, derive("worth", seed, repeat)) for repeat in range(repeats))
+    draws = (Draw(features, labels, derive("worth", seed, repeat)) for repeat in range(repeats))
     for repeat, at, one in followed(draws, repeats, shares):
         judged = labels[one.judged]
         hits = one.logits.argmax(axis=1) == judged
@@ -86,7 +97,7 @@ def subsampled(
         rates = (right / seen).astype(np.float32)
     l2 = np.exp(chosen.mean(axis=(1, 2)))
     largest = bytes_of(sizes, features)
-    return Subsamples(sizes, np.array(shares), rates, by_repeat, l2, largest)
+    return Subsamples(labels, sizes, np.array(shares), rates, by_repeat, l2, largest)
 
 
 class DrawAnswers(NamedTuple):
@@ -165,19 +176,17 @@ def _around(near: int, below: int) -> range:
     return range(max(0, near - 1), min(len(_STRENGTHS), near + 1 + below))
 
 
-class Draw(ABC):
+class Draw:
     """One repeat: its folds ``fold_of`` int64 (n,), the images that are ``judged`` in it, int64
     (m,), for how many each is ``counted``, float64 (n,), and the ``order`` in which images come
-    into a subsample."""
+    into a subsample. A share is a number of images of each class."""
 
     def __init__(
-        self,
-        features: npt.NDArray[np.float32],
-        labels: npt.NDArray[np.int64],
-        fold_of: npt.NDArray[np.int64],
-        order: npt.NDArray[np.int64],
+        self, features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], seed: int
     ) -> None:
-        self.features, self.labels, self.fold_of, self.order = features, labels, fold_of, order
+        self.features, self.labels = features, labels
+        # One order for every size: a smaller subsample is a part of a larger one.
+        self.fold_of, self.order = self._drawn(seed)
         self.counted = np.ones(len(labels))
         self.judged = np.sort(np.concatenate([self._held_out(fold) for fold in range(FOLDS)]))
 
@@ -210,47 +219,25 @@ class Draw(ABC):
         best = _best(self._losses(logits.astype(np.float64), self.labels[judged]), fold_of)
         return logits[best[fold_of], np.arange(len(judged))], np.asarray(tried)[best]
 
-    @abstractmethod
+    def _drawn(self, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The folds and the order."""
+        drawn = np.random.default_rng(derive("worth order", seed))
+        return folds(self.labels, FOLDS, seed), drawn.permutation(len(self.labels))
+
     def _enough(self, pool: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
         """A share of the images of a fold."""
-
-    @abstractmethod
-    def _subsample(self, share: Any, fold: int) -> npt.NDArray[np.int64]:
-        """So many images of the other folds, rising."""
-
-    @abstractmethod
-    def _problem(self, x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Axes:
-        """The head's problem on a subsample."""
-
-    @abstractmethod
-    def _losses(
-        self, logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float64]:
-        """The loss of each image, (strengths, judged)."""
-
-
-class _Draw(Draw):
-    """A repeat of images that have one label; a share is a number of images of each class."""
-
-    def __init__(
-        self, features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], seed: int
-    ) -> None:
-        drawn = np.random.default_rng(derive("worth order", seed))
-        # One order for every size: a smaller subsample is a part of a larger one.
-        order = drawn.permutation(len(labels))
-        super().__init__(features, labels, folds(labels, FOLDS, seed), order)
-
-    def _enough(self, pool: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.int64]:
         of_class = self.labels[pool]
         parts = [pool[of_class == label] for label in np.unique(of_class)]
         return np.concatenate([part[: math.ceil(share * len(part))] for part in parts])
 
     def _subsample(self, share: Any, fold: int) -> npt.NDArray[np.int64]:
+        """So many images of the other folds, rising."""
         pool = self.order[self.fold_of[self.order] != fold]
         parts = [pool[self.labels[pool] == label][:count] for label, count in enumerate(share)]
         return np.sort(np.concatenate(parts))
 
     def _problem(self, x: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Axes:
+        """The head's problem on a subsample."""
         alone, classes = np.full(len(labels), -1, np.int64), int(self.labels.max()) + 1
         return Problem(
             TrainingRows([x], x, labels, np.ones(len(labels)), np.ones(classes), 0.0, alone)
@@ -259,6 +246,7 @@ class _Draw(Draw):
     def _losses(
         self, logits: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float64]:
+        """The loss of each image, (strengths, judged)."""
         logits -= logits.max(axis=2, keepdims=True)
         right = logits[:, np.arange(len(labels)), labels]
         return np.asarray(np.log(np.exp(logits).sum(axis=2)) - right)

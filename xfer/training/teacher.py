@@ -8,7 +8,6 @@ student, so that they are computed once for all of them.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,13 +22,12 @@ from torch import nn
 from torch.nn import functional as F
 from typing_extensions import TypedDict
 
-from xfer.core.device import device_of
+from xfer.core.device import arithmetic_of, device_of
 from xfer.core.errors import WeightsError, XferError
 from xfer.core.files import file_sha256, write_json
 from xfer.core.live_line import counted
 from xfer.core.log import log
 from xfer.core.read_back import read_checked
-from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
 from xfer.data.loader import ImageDataset, Loader, eval_images, train_images
 from xfer.plan.resume import START_ANEW
@@ -38,7 +36,7 @@ from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
 from xfer.training.features import AutoFeatures, folder
 from xfer.training.features.feature_dir import EntryFiles
-from xfer.training.features.feature_parts import assisted, put_together
+from xfer.training.features.feature_parts import assisted, put_together, shared
 from xfer.training.features.store import FeatureEntry, Store, digest, rows
 from xfer.training.soft_targets import SoftTargets
 
@@ -151,7 +149,7 @@ class Lessons:
             files = EntryFiles(self.store.folder, digest(full))
             together = lambda: put_together(files, self.group, computed())  # noqa: E731
             entry = self.store.entry(full, len(samples), together)
-            self.group.broadcast(full)
+            shared(self.group, full)
         else:
             entry = assisted(self.store, self.group, len(samples), computed)
         if split == "train":
@@ -161,9 +159,6 @@ class Lessons:
     def key(self, view: int | None) -> Plain:
         """Everything that the logits of a view depend on, but the images."""
         teacher, device, spec = self.teacher, self.device, self.plan.card.input
-        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-        if device.type == "cuda":
-            processor = torch.cuda.get_device_name(device)
         packages = ("onnxruntime",) if teacher.kind == "onnx" else ("timm", "torchvision")
         drawn: Plain | None = None
         if view is not None:
@@ -176,7 +171,7 @@ class Lessons:
             "drawn": drawn,
             "chunk": _CHUNK,
             "device": device.type,
-            "processor": processor,
+            "processor": arithmetic_of(device),
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", *packages)},
         }
@@ -204,11 +199,8 @@ class Lessons:
         data = self.plan.specs.data
         chunks = [keys[i : i + _CHUNK] for i in range(0, len(keys), _CHUNK)]
         loader = Loader(
-            pictures,
+            *(pictures, pictures.collate, data.workers if data else 0),
             batch_sampler=[chunks[number] for number in self.group.share.of(len(chunks))],
-            num_workers=data.workers if data else 0,
-            collate_fn=pictures.collate,
-            worker_init_fn=ignore_in_worker,
         )
         for batch in counted(loader, f"the teacher on {split}", len(loader)):
             if isinstance(batch, XferError):

@@ -5,16 +5,16 @@ No torch at import time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from xfer.core.types import InputSpec, Plain
+from xfer.core.checksum import fingerprint
+from xfer.core.types import InputSpec, Plain, StateDict
 
 if TYPE_CHECKING:
     import torch
-
-    from xfer.core.types import StateDict
 
 Shape = tuple[int, ...]
 Fate = Literal[
@@ -52,7 +52,8 @@ class Content:
     ``format`` says what kind of file it is, for people; ``state`` holds tensors on the CPU,
     ``renamed`` gives the file's name of each tensor that has another there;
     ``asides`` the entries that are no weights, with what they are; ``facts`` what else the
-    reader learned (the nested entry that was taken, a verified checksum).
+    reader learned (the nested entry that was taken, a verified checksum); ``input`` is the recipe
+    of a file that xfer has exported.
     """
 
     format: str
@@ -61,6 +62,7 @@ class Content:
     optimizer: OptimizerState | None = None
     facts: Plain = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
+    input: InputSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -137,3 +139,40 @@ class Match:
         """Network tensors that keep their initial values."""
         fates = ("missing", "wrong shape", "initialised", "dropped head")
         return tuple(row.name for row in self.rows if row.name and row.fate in fates)
+
+
+def account(weights: Weights, match: Match, heads: Sequence[str]) -> Plain:
+    """The facts of ``load_report.json``; JSON-like.
+
+    ``rows`` has one entry a tensor of the file or of the network; ``coverage`` counts the
+    backbone; ``fingerprint`` is the sha256 over the loaded backbone's names, types, shapes and
+    bytes (:func:`xfer.core.checksum.fingerprint`). ``heads`` are the classifier's dotted paths.
+    """
+    prefixes = tuple(f"{head}." for head in heads)
+    backbone = [(n, t) for n, t in match.state.items() if not n.startswith(prefixes)]
+    return {
+        "kind": weights.kind,
+        "origin": weights.origin,
+        "sha256": weights.sha256,
+        "fingerprint": fingerprint(backbone) if backbone else None,
+        "coverage": {"parameters": match.coverage, "tensors": match.tensor_coverage},
+        "counts": dict(Counter(row.fate for row in match.rows)),
+        **weights.facts,
+        "prefix": match.prefix or weights.facts.get("prefix"),
+        "rebuilt": dict(weights.compat),
+        "rows": [
+            {"name": row.name, "key": row.key, "fate": row.fate, "shape": list(row.shape)}
+            | ({"note": row.note} if row.note else {})
+            for row in match.rows
+        ],
+    }
+
+
+def mark_continued(report: Plain, optimizer_state: OptimizerBuffers) -> None:
+    """Mark the rows of ``report`` whose optimizer state the run continues."""
+    keys = {row["key"] for row in report["rows"] if row["name"] in optimizer_state.buffers}
+    for row in report["rows"]:
+        # A MindSpore entry is named after its parameter, which follows the name of the state.
+        if row.get("note") == "optimizer state" and row["key"].partition(".")[2] in keys:
+            row["fate"] = "continued"
+    report["counts"] = dict(Counter(row["fate"] for row in report["rows"]))

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 
 from xfer.core.errors import ConfigError, closest
 from xfer.core.regex import matches
-from xfer.weights.content import USED, Fate, Match, TensorRow
+from xfer.weights.content import USED, Fate, Match, TensorRow, Weights
 from xfer.weights.match_by_order import COUNTER, by_order
 from xfer.weights.match_errors import ambiguous, mismatch, modules_of, unordered
-from xfer.weights.reshape import adapted
+from xfer.weights.reshape import adapted, with_registers
 
 if TYPE_CHECKING:
     import torch
-
-    from xfer.weights.content import Weights
 
 
 def match(
@@ -37,6 +35,7 @@ def match(
         fresh = [TensorRow(n, None, "initialised", tuple(t.shape)) for n, t in wanted.items()]
         return Match(tuple(fresh))
     excused = tuple(f"{path}." for path in (*heads, *dropped))
+    weights = with_registers(wanted, weights)
     if weights.match == "order":
         weights = _in_order(wanted, weights, excused)
     backbone = [n for n in wanted if not n.startswith(excused) and not n.endswith(COUNTER)]

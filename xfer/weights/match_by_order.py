@@ -29,16 +29,19 @@ def by_order(
 ) -> dict[str, str]:
     """The name in ``given`` for each name in ``wanted``, where order and shape leave no doubt.
 
-    Tensors below one of ``heads`` may have another number of classes, or be in neither. Empty
+    Tensors below one of ``heads`` may have another number of classes, or be in neither. What the
+    file has behind the last of the network's may be another head, in a module of its own. Empty
     where the shapes do not follow each other in the same order, where a weight would become a
     bias, or where names of both sides say that two tensors of one shape changed places.
     """
     keys = [key for key in given if not key.endswith(COUNTER)]
     all_names = [name for name in wanted if not name.endswith(COUNTER)]
     for names in (all_names, [name for name in all_names if not name.startswith(heads)]):
-        if len(names) != len(keys) or not names:
+        pairs = list(zip(names, keys, strict=False))
+        tops = {key.partition(".")[0] for _, key in pairs}
+        more = {key.partition(".")[0] for key in keys[len(names) :]}
+        if not names or len(pairs) < len(names) or tops & more:
             continue
-        pairs = list(zip(names, keys, strict=True))
         fit = all(_fits(n, wanted[n], k, given[k], n.startswith(heads)) for n, k in pairs)
         if fit and not _crossed(pairs, wanted):
             # The counters go where the other tensors of their layer go.

@@ -9,14 +9,12 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import WeightsError
-from xfer.weights.content import USED
+from xfer.weights.content import USED, TensorRow, Weights
 from xfer.weights.match_by_order import by_order
 from xfer.weights.reshape import grid_of
 
 if TYPE_CHECKING:
     import torch
-
-    from xfer.weights.content import TensorRow, Weights
 
 MISFIT = 430
 """The number of the error for weights that do not fit."""
@@ -61,7 +59,9 @@ def mismatch(
 def ambiguous(prefixes: Sequence[str], weights: Weights) -> WeightsError:
     """The error for a file with several networks of the wanted kind."""
     what = f"holds several such networks, below {', '.join(map(repr, prefixes))}"
-    fix = f"choose one: source.strip={prefixes[0]}"
+    # Of MoCo's two encoders the one of the queries is transferred (He et al., 2020).
+    first = next((p for p in prefixes if p.endswith("encoder_q.")), prefixes[0])
+    fix = f"choose one: source.strip={first}"
     return WeightsError(weights.origin or "source", what, fix, 32)
 
 
@@ -95,8 +95,9 @@ def _of_strangers(
     if apart := _apart(shapes - given, given - shapes):
         return (
             "the file has query, key and value apart, as the library transformers saves, which "
-            f"the network has in one tensor ({apart} times): type source=hub for the file that "
-            "the backbone's own library publishes, or join them under the network's names"
+            f"the network has in one tensor ({apart} times): type source=hub without source.path "
+            "for the file that the backbone's own library publishes, or join them under the "
+            "network's names"
         )
     if 10 * shared < 9 * shapes.total():
         return (
@@ -183,5 +184,7 @@ def _patterns(names: Sequence[str], known: Collection[str]) -> list[str]:
     patterns = list(dict.fromkeys(f"{text}.*" if whole else text for text, whole in exact))
     if len(patterns) > _PATTERNS:  # the same layer of many blocks
         patterns = list(dict.fromkeys(re.sub(r"\d+", r"\\d+", pattern) for pattern in patterns))
+    if len(patterns) > _PATTERNS:  # decoder_embed, decoder_blocks, decoder_norm
+        patterns = list(dict.fromkeys(re.sub(r"(?<=[^\W_])_.*", "_.*", each) for each in patterns))
     caught = any(re.fullmatch(pattern, name) for pattern in patterns for name in known)
     return [] if caught or len(patterns) > _PATTERNS else patterns

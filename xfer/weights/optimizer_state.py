@@ -13,14 +13,12 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from xfer.core.errors import WeightsError
-from xfer.weights.content import USED, OptimizerBuffers
+from xfer.core.types import StateDict
+from xfer.weights.content import USED, Match, OptimizerBuffers, OptimizerState, Shape, Weights
 from xfer.weights.reshape import adapted
 
 if TYPE_CHECKING:
     import torch
-
-    from xfer.core.types import StateDict
-    from xfer.weights.content import Match, OptimizerState, Shape, Weights
 
 _WHERE = "source.optimizer"
 _IGNORE = "type source.optimizer=ignore"
@@ -46,12 +44,12 @@ def continued(
     Raises WeightsError when the state does not belong to these weights.
     """
     file = {weights.renamed.get(n, n): tensor for n, tensor in (weights.state or {}).items()}
-    momenta = optimizer.named(trainable(file))
+    saved = optimizer.named(trainable(file))
     replaced = tuple(f"{head}." for head in heads)
     rows = {row.key: row.name for row in match.rows if row.name and row.fate in USED}
     buffers: dict[str, dict[str, torch.Tensor]] = {}
     dropped = []
-    for key, tensors in momenta.buffers.items():
+    for key, tensors in saved.buffers.items():
         name = rows.get(key)
         if name is None or name.startswith(replaced):
             dropped.append(key)
@@ -61,7 +59,7 @@ def continued(
         for part, tensor in tensors.items():
             if tensor.ndim and (other := adapted(name, tensor, shape, weights)):
                 buffers[name][part] = other[0]
-    return OptimizerBuffers(momenta.algorithm, buffers), dropped
+    return OptimizerBuffers(saved.algorithm, buffers), dropped
 
 
 def trainable(state: StateDict) -> dict[str, Shape]:

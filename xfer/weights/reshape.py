@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,6 +31,26 @@ def adapted(
     if weights.resize_positions and (grid := grid_of(name, given, shape)):
         return _resampled(tensor, *grid)
     return None
+
+
+def with_registers(wanted: Mapping[str, torch.Tensor], weights: Weights) -> Weights:
+    """``weights`` of a transformer with registers, in the file of its authors (DINOv2; T. Darcet et
+    al., 2024), as timm's network has them, which adds positions to the patches alone: that of the
+    class token is in the token itself. Others as they are."""
+    state = dict(weights.state or {})
+    if "reg_token" not in wanted or not {"register_tokens", "cls_token", "pos_embed"} <= {*state}:
+        return weights
+    positions = state["pos_embed"]
+    state["reg_token"] = state.pop("register_tokens")
+    state["cls_token"] = state["cls_token"] + positions[:, :1]
+    state["pos_embed"] = positions[:, 1:]
+    names = ("register_tokens", "cls_token + pos_embed[:, :1]", "pos_embed[:, 1:]")
+    renamed = dict(zip(("reg_token", "cls_token", "pos_embed"), names, strict=True))
+    asides = dict(weights.asides)
+    if state.pop("mask_token", None) is not None:
+        asides["mask_token"] = "of the training that hides patches"
+    renamed = {**weights.renamed, **renamed}
+    return replace(weights, state=state, renamed=renamed, asides=asides)
 
 
 def grid_of(name: str, given: Shape, shape: Shape) -> tuple[int, int, int] | None:

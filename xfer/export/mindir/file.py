@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from xfer.core.protobuf import chunk, number, real, text
+from xfer.core.types import Array
 
-if TYPE_CHECKING:
-    from xfer.core.types import Array
-
-    Value = bool | int | float | str | np.dtype[Any] | tuple["Value", ...] | list["Value"]
-    Dims = tuple[int, ...]
+Value = bool | int | float | str | np.dtype[Any] | tuple["Value", ...] | list["Value"]
+Dims = tuple[int, ...]
 
 _FLOAT, _INT64, _STRING, _BOOL, _TENSORS, _TUPLE, _LIST = 1, 7, 8, 9, 19, 20, 21
 KINDS = {"float32": 1, "int32": 6, "int64": 7, "bool": 9}

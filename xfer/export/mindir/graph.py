@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xfer.core.errors import ExportError
+from xfer.core.types import Array
 from xfer.evaluation.onnx_session import runtime
 from xfer.export.mindir.file import GRAPH, KINDS, MindIrFile
 
 if TYPE_CHECKING:
     import onnx
-
-    from xfer.core.types import Array
 
     Dims = tuple[int, ...]
 

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xfer.core.types import Array
+from xfer.export.mindir.gather_pad_resize import constant, padded, picked, reshaped
 from xfer.export.mindir.graph import Graph, refuse, settings
-from xfer.export.mindir.picking import constant, padded, picked, reshaped
 
 if TYPE_CHECKING:
     import onnx
-
-    from xfer.core.types import Array
 
 _LAYOUT: dict[str, Any] = {"format": "NCHW", "data_format": "NCHW"}
 

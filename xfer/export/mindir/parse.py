@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from xfer.core.protobuf import BYTES, FIXED32, Malformed, Wire
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from xfer.core.protobuf import Field
-    from xfer.core.types import Array
+from xfer.core.protobuf import BYTES, FIXED32, Field, Malformed, Wire
+from xfer.core.types import Array
 
 MOST_FIELDS = 5_000_000
 _TUPLES = (20, 21)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from xfer.export.mindir.gather_pad_resize import constant, multiplied, reshaped, spread
 from xfer.export.mindir.graph import Graph, refuse, settings
 from xfer.export.mindir.lowering import add_bias
-from xfer.export.mindir.picking import constant, multiplied, reshaped, spread
 
 if TYPE_CHECKING:
     import onnx

@@ -5,23 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import ExportError
+from xfer.core.protocols import Runner
+from xfer.core.types import Array, Card, Plain
 from xfer.export.metadata import metadata
-from xfer.export.mindir import lowering, picking, shapes
+from xfer.export.mindir import gather_pad_resize, lowering, shapes
 from xfer.export.mindir.graph import FIX, Graph, graph_of, refuse
 from xfer.export.onnx import tensors, with_suffix
 from xfer.export.onnx_graph import model_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import onnx
     import torch
-
-    from xfer.core.protocols import Runner
-    from xfer.core.types import Array, Card, Plain
 
 _OPSET = 20
 _LARGEST = (1 << 31) - 1  # protobuf reads no longer message
@@ -44,16 +42,16 @@ _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
     "Cast": lowering.cast,
     "Celu": lowering.celu,
     "Clip": lowering.clip,
-    "Col2Im": picking.col2im,
+    "Col2Im": gather_pad_resize.col2im,
     "Concat": shapes.concat,
     "Conv": lowering.conv,
-    "CumSum": picking.cum_sum,
+    "CumSum": gather_pad_resize.cum_sum,
     "Einsum": shapes.einsum,
     "Elu": lowering.elu,
-    "Expand": picking.expand,
+    "Expand": gather_pad_resize.expand,
     "Flatten": shapes.reshape,
-    "Gather": picking.gather,
-    "GatherND": picking.gather_nd,
+    "Gather": gather_pad_resize.gather,
+    "GatherND": gather_pad_resize.gather_nd,
     "Gelu": lowering.gelu,
     "Gemm": shapes.gemm,
     "GlobalAveragePool": shapes.global_average_pool,
@@ -68,7 +66,7 @@ _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
     "MaxPool": lowering.max_pool,
     "Min": partial(lowering.folded, primitive="Minimum"),
     "PRelu": lowering.prelu,
-    "Pad": picking.pad,
+    "Pad": gather_pad_resize.pad,
     "ReduceL1": partial(shapes.reduce, primitive="ReduceSum", before="Abs"),
     "ReduceL2": shapes.reduce_l2,
     "ReduceMax": partial(shapes.reduce, primitive="ReduceMax"),
@@ -77,16 +75,16 @@ _OPERATORS: dict[str, Callable[[Graph, onnx.NodeProto], None]] = {
     "ReduceSum": partial(shapes.reduce, primitive="ReduceSum"),
     "ReduceSumSquare": partial(shapes.reduce, primitive="ReduceSum", before="Square"),
     "Reshape": shapes.reshape,
-    "Resize": picking.resize,
+    "Resize": gather_pad_resize.resize,
     "Selu": partial(lowering.elu, alpha=_SELU[0], gamma=_SELU[1]),
-    "Slice": picking.cut,
+    "Slice": gather_pad_resize.cut,
     "Softmax": shapes.softmax,
-    "Split": picking.split,
+    "Split": gather_pad_resize.split,
     "Squeeze": shapes.reshape,
-    "Tile": picking.tile,
+    "Tile": gather_pad_resize.tile,
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.reshape,
-    "Where": picking.where,
+    "Where": gather_pad_resize.where,
 }
 
 

@@ -16,8 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from xfer.config import other_tools
+from xfer.core.deferred_compiler import compiler_deferred
 from xfer.core.errors import ConfigError, closest
-from xfer.models.deferred_compiler import compiler_deferred
 
 _FILE = Path(__file__).with_name("index.json")
 
@@ -65,8 +66,8 @@ def check(library: str, name: str) -> None:
     other = "torchvision" if library == "timm" else "timm"
     if name in shipped[library]:
         return
-    if name in shipped[other]:
-        fix = f"it is {other}'s: type backbone={other} backbone.name={name}"
+    if name in shipped[other] or ":" in name:
+        fix = other_tools.for_option("backbone", name) or closest(name, shipped[library])
         raise _unknown(library, name, fix)
     # A newer library may have it. What its source files never spell is no model, and costs no
     # import.

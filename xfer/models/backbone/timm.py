@@ -7,11 +7,11 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
+from xfer.core.deferred_compiler import compiler_deferred
 from xfer.core.errors import ConfigError
 from xfer.core.types import Network
 from xfer.data.preprocess import of_timm
 from xfer.models.backbone import index
-from xfer.models.deferred_compiler import compiler_deferred
 
 
 @dataclass(frozen=True)

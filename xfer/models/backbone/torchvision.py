@@ -7,10 +7,10 @@ from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge
 
+from xfer.core.deferred_compiler import compiler_deferred
 from xfer.core.types import Network
 from xfer.data.preprocess import of_torchvision
 from xfer.models.backbone import index
-from xfer.models.deferred_compiler import compiler_deferred
 
 # Auxiliary classifiers serve training from scratch only. The published weights of these two
 # expect inputs that the network itself rescales from ImageNet's mean and std.

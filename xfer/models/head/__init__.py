@@ -109,10 +109,10 @@ class Knn:
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """Buffers ``features``, ``labels``; empty until they are filled."""
-        from xfer.models.head import filled_label_layers, filled_layers, layers
+        from xfer.models.head import filled_layers, layers
 
         size = filled_layers.Sizes(layers.width(old), classes, layers.is_conv(old))
-        kind = filled_label_layers.NearestLabels if self.multilabel else filled_layers.NearestImages
+        kind = filled_layers.NearestLabels if self.multilabel else filled_layers.NearestImages
         return kind(size, self.images or 1, self.k, self.distance)
 
 
@@ -132,11 +132,11 @@ class Prototype:
 
     def build(self, old: nn.Module, classes: int) -> nn.Module:
         """Buffers ``means``, ``scale``; empty until they are filled."""
-        from xfer.models.head import filled_label_layers, filled_layers, layers
+        from xfer.models.head import filled_layers, layers
 
         size = filled_layers.Sizes(layers.width(old), classes, layers.is_conv(old))
         if self.multilabel:
-            return filled_label_layers.NearestLabelMeans(size, self.distance)
+            return filled_layers.NearestLabelMeans(size, self.distance)
         return filled_layers.NearestMean(size, self.distance)
 
 

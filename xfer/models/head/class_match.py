@@ -9,13 +9,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from xfer.core.errors import ConfigError, DataError, closest
-from xfer.core.types import class_name
+from xfer.core.types import Dataset, class_name
 from xfer.data.multilabel_rows import unnamed_words
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-
-    from xfer.core.types import Dataset
 
 _Alias = TypeVar("_Alias", str, tuple[str, ...])
 

@@ -16,7 +16,7 @@ from xfer.report.board import OPEN, card_of, reaches
 from xfer.report.card import Section
 from xfer.report.comparison.paired import Disputed, Paired, disputed, unlike
 from xfer.report.comparison.read_run import RunRecord
-from xfer.report.comparison.thumbnails import root_of, thumbnail
+from xfer.report.comparison.thumbnails import images_of, thumbnail
 from xfer.report.format import ABSENT, number, short
 from xfer.report.overlay import TONES, Line, panel
 from xfer.report.svg import Chart
@@ -246,7 +246,8 @@ def _differing(runs: Sequence[RunRecord]) -> Section:
 
 def _images(runs: Sequence[RunRecord], rows: Sequence[Disputed]) -> Table:
     lines: list[tuple[str | Cell, ...]] = []
-    roots = dict.fromkeys(root for run in runs if (root := root_of(run.config)))
+    given = (images_of(run.config, run.several) for run in runs)
+    roots = dict.fromkeys(images for images in given if images)
     for i, row in enumerate(rows):
         seen = next(filter(None, (thumbnail(root, row.path) for root in roots)), None)
         label = " or ".join(dict.fromkeys(said.label for said in row.said))

@@ -80,7 +80,7 @@ def check_together(runs: Sequence[RunRecord]) -> None:
             raise CommandError(other.folder, what, fix, 22)
         if not one.said.keys() & other.said.keys():
             what = f"shares no validation image with {one.folder}"
-            fix = "compare runs of the same data"
+            fix = "compare runs of the same data, read in the same way: images are known by name"
             raise CommandError(other.folder, what, fix, 23)
 
 

@@ -25,7 +25,7 @@ from xfer.core.files import path_problem, read_bytes, read_json
 from xfer.core.read_back import checked
 from xfer.core.run_folder import refuse_odd
 from xfer.core.types import Plain
-from xfer.evaluation.multilabel_tables import read_label_table
+from xfer.evaluation.multilabel_predictions import read_label_table
 from xfer.evaluation.out_of_fold import TABLE
 
 _LARGEST = 1 << 26

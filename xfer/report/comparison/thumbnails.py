@@ -1,29 +1,49 @@
-"""Small pictures of validation images, where the files that a run was scored on are still there."""
+"""Small pictures of validation images, where what a run was scored on is still there."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from xfer.core.errors import DataError
+from xfer.core.errors import DataError, XferError
 from xfer.core.types import Plain
+from xfer.data.arrays import ArrayFiles
+from xfer.data.hf import HuggingFace
 from xfer.data.image import decode
 from xfer.data.image_bytes import ImagePlace
+from xfer.data.parquet import Parquet
 from xfer.data.shards import members_of
 from xfer.report.image_tiles import data_uri, jpeg
 
 _SIDE = 96
+_TABLES = {kind.__name__: kind for kind in (Parquet, HuggingFace, ArrayFiles)}
 
 
-def root_of(config: Plain) -> Path | None:
-    """The folder that the paths of a run's predictions lie below; ``None`` for data that are no
-    files."""
+class InTable(NamedTuple):
+    """Images in a table, a data set or arrays, in the folder ``root``, which may have ``several``
+    labels."""
+
+    root: Path
+    data: Parquet | HuggingFace | ArrayFiles
+    several: bool
+
+
+def images_of(config: Plain, several: bool) -> Path | InTable | None:
+    """The folder that the paths of a run's predictions lie below, or the table that has its images;
+    ``None`` for data that are no longer there, and for those of a hub."""
     data = config.get("data")
     known: Plain = data if isinstance(data, dict) else {}
     root: Any = known.get("root")
+    kind = _TABLES.get(str(known.get("_target_")).rpartition(".")[2])
+    if kind and isinstance(root, str) and root:
+        columns = known.get("columns")
+        named = tuple(map(str, columns)) if isinstance(columns, list) else None
+        folder = _there(root) or _there(str(Path(root).parent))
+        return InTable(folder, kind(root=root, columns=named), several) if folder else None
     if isinstance(root, str) and root:
         return _there(root)
     file = known.get("file")
@@ -38,34 +58,39 @@ def _there(text: str) -> Path | None:
         return None
 
 
-def thumbnail(root: Path | None, name: str) -> Markup:
-    """The image ``name`` below ``root``, or in a shard there, as a data URI; nothing where it is no
-    longer there.
+def thumbnail(images: Path | InTable, name: str) -> Markup:
+    """The image ``name`` below a folder, in a shard there, or in a table, as a data URI; nothing
+    where it is no longer there.
 
     A run folder may be a stranger's, so nothing outside of the data's folder is opened.
     """
-    for written in (name, name.removeprefix("'")) if root else ():
+    root = (images.root if isinstance(images, InTable) else images).resolve()
+    for written in (name, name.removeprefix("'")):
         path = PurePosixPath(written)
         if path.is_absolute() or ".." in path.parts:
             continue
         try:
-            whole = Path(root or "", path).resolve()
-            if whole.is_relative_to(Path(root or "").resolve()) and whole.is_file():
-                return _small(whole)
-            if (member := _members(Path(root or "").resolve()).get(written)) is not None:
-                return _small(member)
+            alone = (root / path).resolve()
+            own = isinstance(images, Path) and alone.is_file()
+            place = alone if own else _members(images).get(written)
+            if place is None:
+                continue
+            file = place if isinstance(place, Path) else place.file
+            if file.resolve().is_relative_to(root):
+                image = decode(place)
+                image.thumbnail((_SIDE, _SIDE))
+                return data_uri(jpeg(image, 80))
         except (DataError, OSError, ValueError):
             continue  # a file that is broken by now has no picture, as one that is gone
     return Markup()
 
 
 @cache
-def _members(root: Path) -> dict[str, ImagePlace]:
-    """As :func:`members_of`, which reads the names of a whole data set, once."""
-    return members_of(root)
-
-
-def _small(path: ImagePlace) -> Markup:
-    image = decode(path)
-    image.thumbnail((_SIDE, _SIDE))
-    return data_uri(jpeg(image, 80))
+def _members(images: Path | InTable) -> Mapping[str, ImagePlace]:
+    """Where the images of a whole data set are, by name: they are listed once."""
+    if isinstance(images, Path):
+        return members_of(images.resolve())
+    try:
+        return images.data.listed(images.several).places
+    except XferError:
+        return {}  # it is another by now, or its library is not installed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,11 @@ from xfer.core.errors import CombinationError, ConfigError
 from xfer.core.protocols import Undecided
 from xfer.models.backbone import index
 from xfer.weights.hub.libraries import store
+from xfer.weights.source.match_rules import Rules
 
 if TYPE_CHECKING:
+    from xfer.config.choose import Choice
     from xfer.config.specs import Specs
-    from xfer.sweep.choose import Choice
 
 _CHOSEN = ("backbone", "source", "head", "freeze")
 _LIBRARIES = ("timm", "torchvision")
@@ -102,7 +103,8 @@ def _refuse_typed(specs: Specs) -> None:
 def _backbones(specs: Specs, choice: Choice) -> Iterator[Weighted]:
     """What is configured, where that was asked for; then named files; then caches or names."""
     experiment = specs.choices.get("experiment") != "default"
-    if experiment or any(k.partition(".")[0] in ("backbone", "source") for k in specs.explicit):
+    named = {key for key in specs.explicit if key.partition(".")[0] in ("backbone", "source")}
+    if experiment or named - {f"source.{rule.name}" for rule in fields(Rules)}:
         option = specs.choices["backbone"]
         yield Weighted(specs.backbone.name if option in _LIBRARIES else option)
     for name, file in choice.sources.items():

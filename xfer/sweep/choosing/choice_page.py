@@ -30,12 +30,17 @@ def write_page(folder: Path, facts: Plain) -> None:
     tried.sort(key=lambda row: (-row["images"], row["cv_loss"] if by == "loss" else -row[score]))
     lost = [row for row in facts["candidates"] if row[score] is None]
     board = _board(folder, facts, tried, measure)
+    took = f"{facts['seconds']['total']:.0f} s of {60 * facts['minutes']:.0f}"
+    rows = [("Chosen by", facts["command"]), ("Took", took)]
+    if facts["model"]:
+        model = Path(facts["model"])
+        rows = [("Folder", str(model)), ("Next", f"xfer predict {named(model)} IMAGES"), *rows]
     parts = [
         Section(f"{_capital(measure.title)} and time", charts=drawn(facts, tried, measure)),
         Section("Candidates", (_compared(by, measure),), tables=(board,)),
         _judged(facts, measure),
         Section("Left out", tables=_lost(lost)),
-        Section("The model", facts=_model(facts)),
+        Section("The model", facts=tuple(rows)),
     ]
     page = {
         "title": f"Choice among {len(facts['candidates'])} candidates",
@@ -72,9 +77,12 @@ def summary(facts: Plain) -> list[str]:
         )
         times = judged["folds"] * judged["repeats"]
         same = judged["winners"].get(facts["winner"], 0)
+        points = round(100 * judged["optimism"], 1)
+        optimism = f"{points:.1f} points" if points > 0 else "none"
+        if points < 0:
+            optimism += f", the winners held {-points:.1f} points more than their folds promised"
         lines.append(
-            f"optimism of choosing: {round(100 * judged['optimism'], 1) + 0:+.1f} points; the same "
-            f"candidate won {same} of {times} times"
+            f"optimism of choosing: {optimism}; the same candidate won {same} of {times} times"
         )
     else:
         lines.append("worth: not known, the choosing was not judged once")
@@ -218,13 +226,3 @@ def _lost(rows: Sequence[Plain]) -> tuple[Table, ...]:
         cells.append((row["name"], row["state"], row["problem"] or ABSENT, *times))
     head = ("candidate", "state", "why", "features", "choosing", "model")
     return (Table("", head, tuple(cells), 3, OPEN),) if cells else ()
-
-
-def _model(facts: Plain) -> tuple[tuple[str, str], ...]:
-    """Where the finished model is, what to type next, and what the choice has taken."""
-    took = f"{facts['seconds']['total']:.0f} s of {60 * facts['minutes']:.0f}"
-    rows = [("Chosen by", facts["command"]), ("Took", took)]
-    if facts["model"]:
-        model = Path(facts["model"])
-        rows = [("Folder", str(model)), ("Next", f"xfer predict {named(model)} IMAGES"), *rows]
-    return tuple(rows)

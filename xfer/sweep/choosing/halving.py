@@ -16,19 +16,17 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.errors import DataError, XferError
 from xfer.core.seeds import derive
 from xfer.sweep.choosing.measure import LEAST, Measure, measure_of
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Indices = npt.NDArray[np.int64]
-    Logits = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.float32]
 
 _FINALISTS = 2
 

@@ -13,23 +13,20 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
+from xfer.core import protocols
 from xfer.core.log import log
 from xfer.core.seeds import derive
-from xfer.core.types import Samples
+from xfer.core.types import Calibrating, Samples
 from xfer.data.dataset import part_of
 from xfer.evaluation.calibration import FEWEST, cross_fitted, fit_temperature, fit_vector
-from xfer.evaluation.multilabel_calibration import fit_label_temperature, fit_label_vector
 from xfer.evaluation.task import Single
 from xfer.sweep.choosing.halving import Learned, Learner
 from xfer.training.feature_moments import moments
 from xfer.training.head_problem import Heads, solution_of
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from xfer.core import protocols
-    from xfer.core.types import Calibrating
     from xfer.plan.plan import Plan
 
     Indices = npt.NDArray[np.int64]
@@ -83,13 +80,10 @@ class ScaledLearner:
         known = all((some >= 0).any() for some in others)
         if len(z) < FEWEST or not known or not np.isfinite(z).all():
             return learned
-        several, vector = labels.ndim == 2, self.method == "vector"
-        fits = (
-            (fit_label_temperature, fit_label_vector) if several else (fit_temperature, fit_vector)
-        )
+        fit = fit_vector if self.method == "vector" else fit_temperature
         held_out = learned.held_out.copy()
-        held_out[seen] = cross_fitted(z, labels, fold_of, fits[vector])
-        answers = fits[vector](z, labels).of(learned.answers)
+        held_out[seen] = cross_fitted(z, labels, fold_of, fit)
+        answers = fit(z, labels).of(learned.answers)
         return Learned(held_out, answers.astype(np.float32))
 
 

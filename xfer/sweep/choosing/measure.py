@@ -6,9 +6,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.data.folds import inner
 from xfer.evaluation.calibration import log_losses
@@ -17,11 +18,8 @@ from xfer.evaluation.statistics import resampled_t, wilson
 from xfer.training.logistic import folds as stratified
 from xfer.training.multilabel_logistic import combinations, label_folds
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Indices = npt.NDArray[np.int64]
-    Logits = npt.NDArray[np.floating[Any]]
+Indices = npt.NDArray[np.int64]
+Logits = npt.NDArray[np.floating[Any]]
 
 LEAST = 10
 """Images of a class, or with a label and without it, in a round, where there are so many."""
@@ -107,7 +105,7 @@ class MeanAveragePrecision:
     """Of several labels an image: labels are int64 (n, classes) of 1, 0 and -1 for unknown.
 
     A score is the mean over the folds, each of which ranks the answers of one fit, as in a
-    cross-validation; see :class:`xfer.evaluation.multilabel_out_of_fold.LabelOutOfFold`.
+    cross-validation; see :class:`xfer.evaluation.out_of_fold.LabelOutOfFold`.
     """
 
     key: ClassVar[Literal["map"]] = "map"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.export.stage import check_split
 from xfer.models.head import Knn, Prototype
@@ -18,10 +19,8 @@ from xfer.training import logistic
 from xfer.training.head_problem import Heads, problem_of
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
+    from xfer.config.choose import Choice
     from xfer.plan.plan import Plan
-    from xfer.sweep.choose import Choice
 
     Matrix = npt.NDArray[Any]
 
@@ -50,13 +49,14 @@ class Price:
 @dataclass(frozen=True)
 class Contender:
     """A candidate that can be planned: ``kind`` says how it is fitted (solved, filled, step by
-    step on features, or on images) and ``problem`` why it takes no part."""
+    step on features, or on images), ``problem`` why it takes no part, and ``fix`` what may help."""
 
     candidate: Candidate
     plan: Plan | None = None
     kind: Kind = "solved"
     price: Price | None = None
     problem: str = ""
+    fix: str = ""
 
     @property
     def name(self) -> str:
@@ -79,7 +79,7 @@ def planned(candidate: Candidate, plan: Plan) -> Contender:
         return Contender(candidate, plan, "images")
     layers = [layer for head in heads for layer in head.modules()]
     if len(heads) != 1 or any(isinstance(layer, nn.Conv2d) for layer in layers):
-        why = "its head works on every position of a map, where pooled features say nothing"
+        why = "its head reads each place of a feature map, and here features are pooled over them"
         return Contender(candidate, plan, "steps", problem=why)
     return Contender(candidate, plan, "steps")
 

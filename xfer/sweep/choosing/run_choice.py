@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+from xfer.config.choose import Choice
 from xfer.config.help import GROUPS
+from xfer.config.specs import Specs
 from xfer.config.verbs import shell
 from xfer.core.errors import ChoiceError, CommandError, OutputError, printable
 from xfer.core.files import read_text, write_json, write_text, yaml_text
@@ -21,18 +23,13 @@ from xfer.core.run_folder import is_live
 from xfer.core.run_status import recorded
 from xfer.core.types import Plain
 from xfer.plan.multilabel_task import refuse_for_labels
-from xfer.plan.preflight import check_folder
-from xfer.plan.run_dir import make_folder, refuse_taken
+from xfer.plan.preflight import check_folder, make_folder, refuse_taken
 from xfer.report.last_lines import named
-from xfer.sweep.choose import Choice
 from xfer.sweep.choosing.choice_page import summary, write_page
 from xfer.sweep.choosing.halving import Standing
 from xfer.sweep.choosing.measure import measure_of
 from xfer.sweep.choosing.session import Session, announce
 from xfer.sweep.leaderboard.read_sweep import read_facts
-
-if TYPE_CHECKING:
-    from xfer.config.specs import Specs
 
 _NOT_OF_A_MODEL = ("choose", "sweep", "experiment")
 _NAME = "chosen"
@@ -61,7 +58,11 @@ def choose_model(
         raise CommandError(
             "choose", what, "type loss=cross_entropy without loss.teacher, or choose=none", 36
         )
-    _refuse_taken(specs)
+    try:
+        refuse_taken(specs)
+    except OutputError as error:
+        error.fix = "choose another run.dir, or remove the folder: a choice begins anew"
+        raise
     if specs.stages:
         check_folder(Path(specs.run_dir or "outputs").expanduser())
         for folder in _killed(specs):
@@ -90,15 +91,6 @@ def choose_model(
         facts = write(session, folder)
     log.info(last_lines(facts, folder), extra=LINES)
     return folder, {}, session.facts
-
-
-def _refuse_taken(specs: Specs) -> None:
-    """Raise OutputError for a ``run.dir`` that holds files, those of a killed choice among them."""
-    try:
-        refuse_taken(specs)
-    except OutputError as error:
-        error.fix = "choose another run.dir, or remove the folder: a choice begins anew"
-        raise
 
 
 def _killed(specs: Specs) -> Iterator[Path]:

@@ -35,10 +35,10 @@ from xfer.sweep.choosing.pricing import (
 )
 
 if TYPE_CHECKING:
+    from xfer.config.choose import Choice
     from xfer.config.specs import Specs
     from xfer.core.types import Dataset, Plain
     from xfer.plan.plan import Plan
-    from xfer.sweep.choose import Choice
 
 
 @dataclass
@@ -112,7 +112,7 @@ class Session:
                     contender = Contender(candidate, problem=other)
                 self.contenders.append(scales.price(contender, self.clock.slowness))
             except XferError as error:
-                self.contenders.append(Contender(candidate, problem=error.what))
+                self.contenders.append(Contender(candidate, problem=error.what, fix=error.fix))
         self.contenders = admitted(self.contenders, self.clock.left)
 
     def _variant(self, overrides: list[str]) -> Specs:
@@ -129,6 +129,7 @@ class Session:
             first = self.contenders[0]
             what = f"no candidate can be tried; {first.name}: {first.problem}"
             fix = "type 'choose.sources={BACKBONE: FILE}', or 'choose.backbones=[resnet18]'"
+            fix = f"{first.fix}; or {fix}" if first.fix else fix
             raise CombinationError("choose", what, fix, 45)
         costs = [p.features + p.choosing + SLACK * p.model for c in priced if (p := c.price)]
         seconds = min(costs) + self.clock.spent
@@ -299,12 +300,15 @@ def price_table(session: Session) -> str:
     widths = [max(len(n[i]) for n in (columns, *(n for n, _ in rows))) for i in range(4)]
     wide = max(len(_fitted(c)) for _, c in rows)
     lines = [_row("candidate", wide, columns, widths)]
-    backbone = ""
+    backbone = why = ""
     for numbers, c in rows:
         if c.candidate.weighted.name != backbone:
             lines.append(backbone := c.candidate.weighted.name)
+            why = ""
         row = _row(_fitted(c), wide, numbers, widths)
-        lines += [row, f"    left out: {c.problem}"] if c.problem else [f"{row}  takes part"]
+        told = "as above" if c.problem == why else "; ".join(filter(None, (c.problem, c.fix)))
+        lines += [row, f"    left out: {told}"] if c.problem else [f"{row}  takes part"]
+        why = c.problem
     return "\n".join(lines)
 
 
@@ -330,7 +334,8 @@ def announce(session: Session) -> None:
     minutes, spent = session.choice.minutes, session.clock.spent
     lines = [
         price_table(session),
-        f"measured on two images; features that are cached cost less. Of {minutes:g} minutes, "
-        f"{spent:.0f} s are spent and {session.reserve:.0f} s are held back for the finished model",
+        "measured on two images; features that are cached cost less. "
+        f"Of choose.minutes={minutes:g}, {spent:.0f} s are spent and {session.reserve:.0f} s are "
+        "held back for the finished model",
     ]
     log.info("\n".join(lines), extra=LINES)

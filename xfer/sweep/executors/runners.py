@@ -15,7 +15,7 @@ from xfer.config.verbs import override
 from xfer.core.errors import SweepError, printable
 from xfer.core.files import read_text
 from xfer.core.log import log, open_log
-from xfer.core.run_folder import is_live
+from xfer.core.run_folder import LOCK, is_live
 from xfer.core.signals import Stopped, noted
 from xfer.sweep.executors.pool import Pool, Task
 from xfer.sweep.executors.slots import JobSlot
@@ -145,7 +145,7 @@ class BatchRunner:
 
 def _claims(folder: Path) -> int:
     """Grows when a process takes the run folder."""
-    path = folder / ".lock"
+    path = folder / LOCK
     return path.stat().st_size if path.exists() else 0
 
 
@@ -159,7 +159,7 @@ def _wait(before: Mapping[Path, int], said: str) -> None:
     if not begun:
         fix = "see what it says, or choose another, such as hydra/launcher=slots"
         raise SweepError("hydra/launcher", f"no job has begun: {said}", fix, 28)
-    # A folder that nobody has taken yet is not asked: to ask is to hold it for a moment.
+    # A folder that nobody has taken yet is not asked: no job may ever begin in it.
     while any(is_live(folder) for folder in begun):
         time.sleep(_LOOK_S)
 

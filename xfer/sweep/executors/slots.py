@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+from xfer.core.control_groups import usable_cores
 from xfer.core.errors import SweepError, plural
-from xfer.core.world import usable_cores
 
 KEY = "hydra.launcher.slots"
 
@@ -33,22 +33,22 @@ class JobSlot:
         return {**os.environ, "OMP_NUM_THREADS": str(self.threads), **gpu}
 
 
-def divide(count: int | None, jobs_per_gpu: int, uses_gpu: bool, devices: int = 1) -> list[JobSlot]:
-    """The slots of this machine: ``jobs_per_gpu`` on every GPU; without one, ``count`` (default
+def divide(count: int | None, per_gpu: int, accelerator: str, devices: int = 1) -> list[JobSlot]:
+    """The slots of this machine: ``per_gpu`` on every GPU; without one, ``count`` (default
     1) that divide the cores. Raises SweepError where there is not as much as is asked for, also
     by a job that wants several ``devices``."""
-    for key, value in ((KEY, count), ("hydra.launcher.jobs_per_gpu", jobs_per_gpu)):
+    for key, value in ((KEY, count), ("hydra.launcher.jobs_per_gpu", per_gpu)):
         if value is not None and value < 1:
             raise SweepError(key, f"is {value}", "type 1 or more", 21)
-    gpus, cores = visible_gpus() if uses_gpu else [], usable_cores()
-    shares = [gpu for gpu in gpus for _ in range(jobs_per_gpu)]
+    gpus, cores = visible_gpus() if accelerator in ("auto", "gpu") else [], usable_cores()
+    shares = [gpu for gpu in gpus for _ in range(per_gpu)]
     wanted = count or len(shares) or 1
     if shares and devices > 1:
         what = f"is {devices}, but a slot has one GPU"
         fix = "use 1, or a launcher that gives a job several"
         raise SweepError("trainer.devices", what, fix, 18)
     if shares and wanted > len(shares):
-        each = f"{plural(len(gpus), 'GPU')} with {plural(jobs_per_gpu, 'job')} each"
+        each = f"{plural(len(gpus), 'GPU')} with {plural(per_gpu, 'job')} each"
         what = f"is {wanted}, and there is room for {len(shares)}: {each}"
         raise SweepError(KEY, what, "raise hydra.launcher.jobs_per_gpu, or lower it", 11)
     if wanted > len(cores):

@@ -11,9 +11,8 @@ from xfer.report.board import put_side_by_side
 from xfer.report.card import Section
 from xfer.report.page import Reload
 from xfer.sweep.leaderboard import html_page, listing, overlaid
-from xfer.sweep.leaderboard.baseline import Compose, baseline
 from xfer.sweep.leaderboard.importance import importance
-from xfer.sweep.leaderboard.ranking import RankedJob, duel, groups, rank
+from xfer.sweep.leaderboard.ranking import Compose, RankedJob, baseline, duel, groups, rank
 from xfer.sweep.leaderboard.read_sweep import SweepRecord, read
 
 __all__ = ["write", "write_live"]

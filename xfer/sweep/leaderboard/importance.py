@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from xfer.core.errors import plural
+from xfer.core.types import Array
 from xfer.sweep.leaderboard.read_sweep import SweepRecord
-
-if TYPE_CHECKING:
-    from xfer.core.types import Array
 
 FEWEST = 10
 _TREES, _SHUFFLES = 200, 20

@@ -10,7 +10,7 @@ from typing import Any
 
 from xfer.config.schema import value_at
 from xfer.core.types import Plain
-from xfer.evaluation.csv_cell import cell
+from xfer.evaluation.table_file import cell
 from xfer.report.board import OPEN, card_of, reaches
 from xfer.report.format import ABSENT, number, seconds, short
 from xfer.report.tables import Cell, Table

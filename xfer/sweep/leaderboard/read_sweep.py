@@ -12,11 +12,11 @@ from annotated_types import MinLen
 from typing_extensions import TypedDict
 
 from xfer.config.schema import value_at
+from xfer.config.sweep_spec import Direction
 from xfer.core.errors import ConfigError
 from xfer.core.files import read_json
 from xfer.core.read_back import checked
 from xfer.core.types import Plain
-from xfer.sweep import Direction
 from xfer.sweep.objective import Objective
 
 _MOST_JOBS = 100_000

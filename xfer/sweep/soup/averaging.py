@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from xfer.core.types import StateDict
+from xfer.core.types import StateDict
 
 _STATISTICS = ("running_mean", "running_var")
 

@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 from unicodedata import normalize
 
 import numpy as np
+import numpy.typing as npt
 
 from xfer.core.errors import SweepError
 from xfer.core.seeds import derive
+from xfer.core.types import Dataset, Predictions, Samples
 from xfer.data.dataset import part_of
 from xfer.evaluation.multilabel_bootstrap import map_gap
 from xfer.evaluation.statistics import paired_difference
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from xfer.core.types import Dataset, Predictions, Samples
 
 
 @dataclass(frozen=True)
@@ -89,16 +85,11 @@ def tables_of(dataset: Dataset, seed: int) -> Tables:
         parts = part_of(val, first), part_of(val, second)
         tables = Tables(*parts, "a half of val", "the other half")
     for samples, of in ((tables.choosing, tables.chosen_on), (tables.judging, tables.judged_on)):
-        if samples.labels.ndim == 2 and not _ranks(samples):
+        has, lacks = ((samples.labels == side).any(axis=0) for side in (1, 0))
+        if samples.labels.ndim == 2 and not (has & lacks).any():  # there is no mAP of these
             what = f"{of} has no label that some of its images have and others have not"
             raise SweepError("data", what, "give more images of val, and test if you can", 35)
     return tables
-
-
-def _ranks(samples: Samples) -> bool:
-    """Whether there is a mAP of these images."""
-    sides = [(samples.labels == side).any(axis=0) for side in (0, 1)]
-    return bool((sides[0] & sides[1]).any())
 
 
 def halves(samples: Samples, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

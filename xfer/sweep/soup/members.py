@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 from xfer.core.errors import SweepError, plural
 from xfer.core.files import file_sha256
 from xfer.core.run_folder import best_checkpoint
-from xfer.core.types import Plain
+from xfer.core.types import Card, Dataset, Plain, StateDict
 from xfer.sweep.leaderboard.read_sweep import JobRecord, SweepRecord, read_facts
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from xfer.core.types import Card, Dataset, StateDict
 
 _FILLED = ("Knn", "Prototype")
 _OTHER_SWEEP = "sweep what leaves the network as it is, such as optim.lr, seed or augment"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from xfer.core.live_line import working
 from xfer.core.log import LINES, log
 from xfer.core.run_folder import BEST, checkpoints
 from xfer.core.seeds import derive
+from xfer.core.types import Plain, Predictions, Samples
 from xfer.data.dataset import part_of
 from xfer.evaluation.task import Multilabel
 from xfer.report.soup_section import score_name, soup_lines, tried, varied
@@ -24,7 +25,6 @@ from xfer.sweep.soup.greedy import (
     Tables,
     Taste,
     Try,
-    Verdict,
     greedy,
     label_verdict,
     tables_of,
@@ -32,12 +32,9 @@ from xfer.sweep.soup.greedy import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import torch
 
     from xfer.config.specs import Specs
-    from xfer.core.types import Plain, Predictions, Samples
     from xfer.plan.plan import Plan
     from xfer.report.inputs import Work
     from xfer.sweep.soup.members import Member
@@ -99,8 +96,7 @@ def plan_soup(specs: Specs) -> Plan:
 
 
 def _with_checkpoint(specs: Specs, path: Path) -> Specs:
-    policy: Any = specs.checkpoint
-    return replace(specs, checkpoint=replace(policy, path=str(path)))
+    return replace(specs, checkpoint=replace(specs.checkpoint, path=str(path)))
 
 
 def make_soup(work: Work) -> None:
@@ -159,7 +155,7 @@ class AveragedNetwork:
 
     def answers(self, jobs: tuple[int, ...], samples: Samples) -> Predictions:
         """The answers of the average of ``jobs``."""
-        from xfer.training.answering import answer
+        from xfer.training.inference import answer
 
         self._fill(jobs)
         return answer(self.plan.specs, self.plan.card, self.net, samples)
@@ -225,7 +221,10 @@ def _facts(network: AveragedNetwork, tries: list[Try]) -> Plain:
     if len(jobs) > 1:
         soup = network.answers(jobs, network.tables.judging)
         reset = network.reset
-    found = _verdict(soup, single)
+    if soup.task:
+        found = label_verdict(soup, single)
+    else:
+        found = verdict(*(a.logits.argmax(axis=1) == a.labels for a in (soup, single)))
     scores = {"soup": _score(soup), "best": _score(single)}
     key, least = score_name(scores["soup"])[0], plan.specs.sweep.soup_least
     difference = {k: v for k, v in asdict(found).items() if v is not None}
@@ -242,12 +241,6 @@ def _facts(network: AveragedNetwork, tries: list[Try]) -> Plain:
         "batch_norm": {"layers": len(reset), "images": len(plan.split("train")) if reset else 0},
         "epochs_chosen_on_val": any("val" in m.card.splits for m in members.values()),
     }
-
-
-def _verdict(soup: Predictions, single: Predictions) -> Verdict:
-    if soup.task:
-        return label_verdict(soup, single)
-    return verdict(*(a.logits.argmax(axis=1) == a.labels for a in (soup, single)))
 
 
 def _member_facts(member: Member, tried: Try, key: str) -> Plain:

@@ -14,7 +14,7 @@ from xfer.core.types import Plain
 
 if TYPE_CHECKING:
     from xfer.plan.plan import Plan
-    from xfer.training.features.feed import Feed
+    from xfer.training.features.feature_switch import FeatureSwitch
     from xfer.training.module import Classifier
 
 
@@ -22,11 +22,11 @@ class Phases:
     """Enters the phases of the freeze policy and leaves ``freeze_proof.json``.
 
     Its state is in the resume file, so that a run that is resumed is in the same phase and is held
-    to the same hashes. ``feed`` gives each phase its images, or their features.
+    to the same hashes. ``features`` gives each phase its images, or their features.
     """
 
-    def __init__(self, plan: Plan, folder: Path, feed: Feed) -> None:
-        self.plan, self.proof, self.feed = plan, folder / "freeze_proof.json", feed
+    def __init__(self, plan: Plan, folder: Path, features: FeatureSwitch) -> None:
+        self.plan, self.proof, self.features = plan, folder / "freeze_proof.json", features
         self.starts: list[int] = []
         self.before: dict[str, str] = {}
         self.verdicts: list[Plain] = []
@@ -93,7 +93,7 @@ class Phases:
         number, phases = len(self.starts) - 1, self.plan.phases
         if self._entered == number:
             return
-        self.feed.leave()
+        self.features.leave()
         module.enter(number)
         self._entered = number
         groups = self._audit(module, number)
@@ -102,7 +102,7 @@ class Phases:
             self.audits.append({"phase": name, "epoch": epoch, "groups": groups})
         if len(phases) > 1:
             log.info(f"phase {number + 1} of {len(phases)}: {name}")
-        self.feed.enter(module)
+        self.features.enter(module)
 
     def _audit(self, module: Classifier, number: int) -> list[Plain]:
         """The optimizer's groups in phase ``number``. Raises XferError."""

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.core.checksum import sealed
+from xfer.core.checksum import checksum_holds
+from xfer.core.errors import plural
 from xfer.core.files import read_text, write_rows
 from xfer.core.log import log
 from xfer.core.run_folder import LAST, PREVIOUS, best_checkpoint, checkpoints
@@ -85,15 +86,17 @@ class History:
         self.rows: list[Plain] = []
         self.best: Plain | None = None
         self.copies: list[str] = []
+        self.ranks: list[Plain] = []
         self.clock = Clock()
 
     def state_dict(self) -> Plain:
-        """Rows, best and the names of copies, in plain types.
+        """Rows, best, the names of copies and, where they have changed, the ranks, in plain types.
 
         Without times, which ``metrics.csv`` has: equal runs write equal files.
         """
         rows = [row | dict.fromkeys(CLOCKS, 0.0) for row in self.rows]
-        return {"rows": rows, "best": self.best, "copies": self.copies}
+        ranks = {"ranks": self.ranks} if self.ranks else {}
+        return {"rows": rows, "best": self.best, "copies": self.copies, **ranks}
 
     def load_state_dict(self, state: Plain) -> None:
         """Continue a saved record, with the times that were noted beside it."""
@@ -105,6 +108,17 @@ class History:
             pass  # no number of the run depends on it
         self.rows = [row | times.get(row["epoch"], {}) for row in state["rows"]]
         self.best, self.copies = state["best"], state["copies"]
+        self.ranks = [*state.get("ranks", ())]
+
+    def note_ranks(self, step: int) -> str:
+        """Note that this process's ranks train after ``step``, if others have trained until then;
+        that in words, or nothing."""
+        first = {"after_step": 0, "ranks": self.plan.specs.begun_ranks}
+        before, now = (self.ranks or [first])[-1]["ranks"], self.group.ranks
+        if before == now:
+            return ""
+        self.ranks = [*(self.ranks or [first]), {"after_step": step, "ranks": now}]
+        return f", on {plural(now, 'rank')} in place of {before}"
 
     def remove_later_copies(self) -> None:
         """Remove the copies made after the state from which a killed run is resumed."""
@@ -136,12 +150,12 @@ class History:
 
     def update_best(self, row: Plain, module: Classifier) -> None:
         """Write the best checkpoint anew where ``row`` is the best epoch so far."""
-        monitor, value = self.policy.monitor, row[self.policy.monitor]
-        before = self.best["value"] if self.best else None
-        if not self.policy.looks_at(row["epoch"]) or not self.policy.improves(value, before):
+        monitor = self.policy.monitor
+        before = self.rows[self.best["epoch"] - 1] if self.best else None
+        if not self.policy.looks_at(row["epoch"]) or not self.policy.improves(row, before):
             return
         place = {"epoch": row["epoch"], "step": row["step"]}
-        self.best = {"metric": monitor, "value": value, **place}
+        self.best = {"metric": monitor, "value": row[monitor], **place}
         module.check_weights()
         state = module.best_state()  # which all ranks may have a part of
         if self.group.leads:
@@ -202,5 +216,5 @@ class History:
 
     def close(self) -> None:
         """Let the file before the last one go, once the last one is known to be whole."""
-        if sealed(self.folder / LAST):
+        if checksum_holds(self.folder / LAST):
             (self.folder / PREVIOUS).unlink(missing_ok=True)

@@ -7,13 +7,12 @@ when it validates: after the last step of an epoch.
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytorch_lightning as pl
 
-from xfer.core.errors import plural, printable
+from xfer.core.errors import plural
 from xfer.core.log import log
 from xfer.core.signals import install, stop
 
@@ -59,9 +58,10 @@ class Timeline(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Stand where the first or the resumed epoch begins; stop where a killed run stopped."""
         self.begun = True
-        if trainer.global_step and self.group.leads:
-            epoch, step = trainer.current_epoch + 1, trainer.global_step
-            log.info(f"resumed in epoch {epoch}, after step {step}")
+        epoch, step = trainer.current_epoch + 1, trainer.global_step
+        others = self.history.note_ranks(step)
+        if step and self.group.leads:
+            log.info(f"resumed in epoch {epoch}, after step {step}{others}")
         self._enter_phase(pl_module)
         self.history.remove_later_copies()
         if self.history.rows:
@@ -145,20 +145,20 @@ class Timeline(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Classifier) -> None:  # type: ignore[override]
         """Make the network whole again."""
-        self.phases.feed.leave()
+        self.phases.features.leave()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         """Make the network whole again."""
-        self.phases.feed.leave()
+        self.phases.features.leave()
 
     def _enter_phase(self, module: Classifier) -> None:
         """The phase that is due, then its features; the epoch's time leaves these out."""
-        before = self.phases.feed.seconds
+        before = self.phases.features.seconds
         self.phases.enter_due(module, self.history.best)
-        self.phases.feed.ready(module.current_epoch)
-        self.history.clock.exclude(self.phases.feed.seconds - before)
+        self.phases.features.ready(module.current_epoch)
+        self.history.clock.exclude(self.phases.features.seconds - before)
 
     def _stop_early(self, trainer: pl.Trainer) -> None:
         """End the run after ``trainer.patience`` epochs of the last phase without a better one; a
@@ -179,11 +179,7 @@ class Timeline(pl.Callback):
         return number > 0
 
     def _obey(self, trainer: pl.Trainer) -> None:
-        if stop.asked and self.group.leads:
-            name, step = signal.Signals(stop.asked).name, trainer.global_step
-            again = printable(self.history.folder.parent)
-            log.info(f"stopped by {name} after step {step}; resume with checkpoint.resume={again}")
-        stop.obey()
+        stop.obey(f" after step {trainer.global_step}")
 
     def _stop_where_pruned(self, trainer: pl.Trainer) -> None:
         if self.group.broadcast(self.prunes is not None and self.prunes(self.history)):

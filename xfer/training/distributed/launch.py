@@ -26,7 +26,7 @@ from xfer.core.world import launched
 if TYPE_CHECKING:
     from xfer.core.types import Plain
     from xfer.core.world import World
-    from xfer.training.distributed.meeting import Meeting
+    from xfer.training.distributed.rank_store import RankStore
 
 _GRACE = 20.0
 """Seconds in which a rank that is asked to end, or has lost the others, must have ended."""
@@ -41,7 +41,7 @@ _RANK = "xfer.training.distributed.rank"
 class Others:
     """What rank 0 knows of the other ``ranks`` - 1 of a run, from ``place``, where they meet."""
 
-    def __init__(self, place: Meeting, ranks: int) -> None:
+    def __init__(self, place: RankStore, ranks: int) -> None:
         self.place, self.ranks = place, ranks
         self.processes: list[subprocess.Popen[bytes]] = []
 
@@ -133,11 +133,11 @@ def next_run() -> None:
     _runs += 1
 
 
-def meeting_place(world: World) -> Meeting:
+def rank_store(world: World) -> RankStore:
     """Where the ranks of ``world`` meet for the run at hand. torch is imported here."""
-    from xfer.training.distributed.meeting import meeting_of
+    from xfer.training.distributed.rank_store import store_of
 
-    return meeting_of(world, _runs)
+    return store_of(world, _runs)
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def leading() -> Iterator[None]:
     if world is None:
         yield
         return
-    place = meeting_place(world)
+    place = rank_store(world)
     try:
         yield
     finally:
@@ -156,7 +156,7 @@ def leading() -> Iterator[None]:
         _until_heard(place, world.ranks)
 
 
-def _until_heard(place: Meeting, ranks: int) -> None:
+def _until_heard(place: RankStore, ranks: int) -> None:
     """Wait for those who are still to hear that the run is over: what they ask goes with this
     process."""
     began = time.monotonic()
@@ -169,7 +169,7 @@ def _until_heard(place: Meeting, ranks: int) -> None:
         time.sleep(0.05)
 
 
-def word_of(place: Meeting, world: World) -> Plain | None:
+def word_of(place: RankStore, world: World) -> Plain | None:
     """What rank 0 says of the run that it leads, once it has work for others; ``None`` when it has
     ended without any. Raises XferError where rank 0 is gone."""
     pause = 0.02
@@ -192,7 +192,7 @@ def lost(world: World) -> XferError:
     return XferError(f"{world.address}:{world.port}", what, fix, 27)
 
 
-def report_error(place: Meeting, number: int, error: XferError) -> None:
+def report_error(place: RankStore, number: int, error: XferError) -> None:
     """Leave for rank 0 what rank ``number`` failed of."""
     facts = {"where": error.where, "what": error.what, "fix": error.fix}
     kind, case = type(error).__name__, error.number - error.base

@@ -18,25 +18,26 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xfer.config.build import Builder
 from xfer.config.provenance import Places
+from xfer.config.specs import Builder
 from xfer.core.errors import OutputError, XferError
 from xfer.core.files import file_sha256
 from xfer.core.log import flush, log
 from xfer.core.run_status import as_xfer
 from xfer.core.signals import Stopped, heeded, stop
 from xfer.core.world import launched
-from xfer.training.distributed.launch import lost, meeting_place, report_error, word_of
+from xfer.training.distributed.launch import lost, rank_store, report_error, word_of
 from xfer.training.features import AutoFeatures
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
     from xfer.core.types import Plain
     from xfer.core.world import World
-    from xfer.training.distributed.meeting import Meeting
+    from xfer.training.distributed.rank_store import RankStore
 
 _SEEN = 60.0
 """Seconds until a file that rank 0 wrote must be seen here: network file systems have delays."""
@@ -50,7 +51,7 @@ def main() -> None:
     if world is None:
         sys.exit("xfer starts this itself, see docs/howto/devices.md")
     with heeded():
-        _, code = take_part(world, meeting_place(world))
+        _, code = take_part(world, rank_store(world))
     for worker in multiprocessing.active_children():
         worker.terminate()
         worker.join()
@@ -69,16 +70,16 @@ def follow(world: World) -> Path:
 
     Raises XferError where rank 0 is not met, or is gone.
     """
-    folder, code = take_part(world, meeting_place(world))
+    folder, code = take_part(world, rank_store(world))
     if code:
         raise SystemExit(code)
     return folder or Path()
 
 
-def take_part(world: World, place: Meeting) -> tuple[Path | None, int]:
+def take_part(world: World, place: RankStore) -> tuple[Path | None, int]:
     """Do the parts of one of the other ranks, where rank 0 asks for some: the folder of the run,
     and the exit code. Errors go to rank 0. Raises XferError where rank 0 is gone."""
-    from xfer.training.distributed.meeting import introduction, rank_wait
+    from xfer.training.distributed.rank_store import introduction, rank_wait
     from xfer.training.distributed.rendezvous import assist, is_lost
 
     place.put(f"hello{world.rank}", introduction())
@@ -106,7 +107,7 @@ def take_part(world: World, place: Meeting) -> tuple[Path | None, int]:
     return folder, 0
 
 
-def _ends(place: Meeting, world: World) -> int:
+def _ends(place: RankStore, world: World) -> int:
     """The exit code of a rank that has lost another one. Raises XferError where that is rank 0."""
     try:
         place.put(f"lost{world.rank}", {})
@@ -125,7 +126,8 @@ def _specs(world: World, word: Plain, seconds: float) -> Specs:
             what = f"{problem} on {word['host']}, as rank {world.rank} sees it"
             fix = "type run.dir=DIR, a folder that every node has at the same place"
             raise OutputError(path, what, fix, 6)
-    specs = Builder(word["config"], Places({}, [], [])).specs(word["experiment"], [])
+    typed = Builder(word["config"], Places({}, [], [])).specs(word["experiment"], [])
+    specs = replace(typed, begun=word["begun"])
     options = specs.features
     if word["witness"] and isinstance(options, AutoFeatures):
         folder = options.store().folder

@@ -24,10 +24,10 @@ from xfer.models.restore import pieces
 from xfer.plan import auto
 from xfer.plan.plan import Plan
 from xfer.training.distributed.group import ALONE, ProcessGroup
-from xfer.training.distributed.launch import Others, meeting_place
-from xfer.training.distributed.meeting import (
+from xfer.training.distributed.launch import Others, rank_store
+from xfer.training.distributed.rank_store import (
     HERE,
-    Meeting,
+    RankStore,
     arrivals,
     here,
     introduction,
@@ -37,7 +37,7 @@ from xfer.training.features import AutoFeatures
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
-    from xfer.core.settings import Trainer
+    from xfer.config.trainer import TrainerOptions
     from xfer.core.types import Plain
 
 _WORTH_A_WORD = 5.0
@@ -54,7 +54,8 @@ class SentPlan(NamedTuple):
     @classmethod
     def of(cls, plan: Plan) -> SentPlan:
         """``plan``, to be sent."""
-        light = replace(plan, asked=None, specs=None, parts=None, state={}, network=None)  # type: ignore[arg-type]
+        built = dict.fromkeys(("asked", "specs", "parts", "network", "source_head"))
+        light = replace(plan, state={}, **built)  # type: ignore[arg-type]
         return cls(light, plan.asked.config)
 
     def received(self, specs: Specs) -> Plan:
@@ -93,7 +94,7 @@ class Lead:
     def _met(self, plan: Plan) -> Iterator[ProcessGroup]:
         trainer, world = plan.specs.trainer, launched()
         if world:
-            self.others = Others(meeting_place(world), trainer.ranks)
+            self.others = Others(rank_store(world), trainer.ranks)
         else:
             place, port = here()
             self.others = Others(place, trainer.ranks)
@@ -135,7 +136,7 @@ def is_lost(error: Exception) -> bool:
     return isinstance(error, distributed.DistError) or "gloo" in str(error)
 
 
-def assist(specs: Specs, place: Meeting, world: World) -> None:
+def assist(specs: Specs, place: RankStore, world: World) -> None:
     """As one of the other ranks of ``world``, do what rank 0 asks for until it has all of it."""
     place.put(f"here{world.rank}", {})
     with _joined(place, world, specs.trainer) as group:
@@ -145,7 +146,7 @@ def assist(specs: Specs, place: Meeting, world: World) -> None:
 
 
 @contextmanager
-def _joined(place: Meeting, world: World, trainer: Trainer) -> Iterator[ProcessGroup]:
+def _joined(place: RankStore, world: World, trainer: TrainerOptions) -> Iterator[ProcessGroup]:
     """Be one of the processes that meet at ``place``."""
     gpu = device_of(trainer.accelerator).type == "cuda"
     if gpu:
@@ -165,7 +166,8 @@ def _call(others: Others, plan: Plan, folder: Path | None) -> None:
     refuse_other_versions(others)
     witness = _witness(plan)
     try:
-        word: Plain = {"config": plan.asked.config, "experiment": plan.asked.experiment}
+        asked = plan.asked
+        word: Plain = {"config": asked.config, "experiment": asked.experiment, "begun": asked.begun}
         if folder is not None:
             word |= {"folder": str(folder.resolve()), "plan": file_sha256(folder / "plan.json")}
         name = witness.name if witness else None

@@ -45,15 +45,15 @@ class Part:
 class Cut:
     """Where the frozen prefix ends. ``parts`` come in the order of their use and have ``dtype``;
     ``image`` and ``image_dtype`` are those of one image; ``after`` names the outermost modules
-    that are called after the cut only. In a ``direct`` one the network hands the one part to its
-    module and answers, in evaluation, with what that gives."""
+    that are called after the cut only. The network hands the one part of a ``direct`` cut through
+    the modules of these paths and answers, in evaluation, with what that gives, flattened."""
 
     parts: tuple[Part, ...]
     dtype: str
     image: tuple[int, ...]
     image_dtype: str
     after: tuple[str, ...]
-    direct: bool = field(default=False, compare=False)
+    direct: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -206,16 +206,29 @@ def _entering(part: Part, features: Tensor) -> Tensor:
 def evaluated_from(net: nn.Module, cut: Cut) -> Iterator[Callable[[Tensor], Any]]:
     """A function of features (n, ``cut.size``) that gives what ``net``, in evaluation mode, gives.
 
-    Of a ``direct`` cut the module there is called by itself: to work out the shapes of all that
-    comes before it takes as long as to solve a head.
+    Of a ``direct`` cut its modules are called by themselves: to work out the shapes of all that
+    comes before them takes as long as to solve a head.
     """
-    if not cut.direct or net._forward_hooks or net._forward_pre_hooks:
+    outside = [net, *map(net.get_submodule, containers(cut.direct))]
+    if not cut.direct or any(m._forward_hooks or m._forward_pre_hooks for m in outside):
         with closing(Tail(net, cut)):
             yield net
         return
-    (part,) = cut.parts
-    module = module_at(net, part.module)
-    yield lambda features: module(_entering(part, features))
+    (part,), modules = cut.parts, [module_at(net, path) for path in cut.direct]
+
+    def run(features: Tensor) -> Tensor:
+        x = _entering(part, features)
+        for module in modules:
+            x = module(x)
+        return x.flatten(1)
+
+    yield run
+
+
+def containers(paths: Sequence[str]) -> set[str]:
+    """The paths of the modules, but the network itself, that the first of ``paths`` is inside."""
+    names = paths[0].split(".") if paths else []
+    return {".".join(names[:depth]) for depth in range(1, len(names))}
 
 
 def dtype_of(name: str) -> torch.dtype:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,31 +17,36 @@ from torch import nn
 from torch.utils.data import Sampler
 
 from xfer.core.checksum import over, tensor_hashes
+from xfer.core.device import arithmetic_of
 from xfer.core.errors import DataError, XferError
 from xfer.core.files import read_json, write_json
 from xfer.core.live_line import counted
 from xfer.core.memory import give_back, keep_freed
 from xfer.core.seeds import derive
-from xfer.core.signals import ignore_in_worker
 from xfer.core.types import Plain
 from xfer.data.loader import ImageDataset, Loader, eval_images, train_images
+from xfer.data.preprocess import prepare
 from xfer.data.sampler import EpochSampler, RankShare, shared_size
 from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Cut, extract, prefix_state
-from xfer.training.features.feature_dir import EntryFiles
-from xfer.training.features.feature_parts import assisted, put_together
+from xfer.training.features.feature_dir import EntryFiles, storage_errors
+from xfer.training.features.feature_parts import assisted, put_together, shared
 from xfer.training.features.find_cut import Refusal, find
 from xfer.training.features.store import FeatureEntry, digest, rows
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from PIL.Image import Image
 
+    from xfer.core.types import InputSpec
     from xfer.plan.plan import Plan
 
 _PROVING = 2
 """Images that prove a cut: more than one, to see what an answer takes from its neighbours."""
-_FINDER = 2
+MIRRORED = -1
+"""The view of the training images as they are evaluated, left and right exchanged."""
+_FINDER = 3
 """The version of what finds and proves cuts: raised when it comes to refuse what it took, so that
 stored cuts are proved again."""
 _CHECKED = {"train": 1, "val": 2, "test": 2}
@@ -66,7 +70,7 @@ class Extraction:
     Some kernels answer otherwise for another batch. With one of the ``views`` an epoch this is
     ``exact``: view e is computed in the very batches of epoch e. Else chunks of ``batch_size``
     serve every order. ``difference`` is the largest one between a stored feature and the same
-    computed again. Raises DataError where the run has no images.
+    computed again, as a share of the largest feature. Raises DataError where the run has no images.
     """
 
     def __init__(
@@ -99,9 +103,10 @@ class Extraction:
         kind = None if split != "train" else kinds.get(self.trainer.precision)
         return torch.autocast(self.frozen.device.type, kind, enabled=kind is not None)
 
-    def cut(self) -> Cut | Refusal:
+    def cut(self, answers: bool = False) -> Cut | Refusal:
         """Where the network can be cut: proved on real images, or known from an earlier proof of
-        the same layers in the same state. The network must be in training mode."""
+        the same layers in the same state; with ``answers`` for evaluation alone. The network must
+        be in training mode."""
         net, card = self.frozen.net, self.plan.card
         frozen = [name for name, p in net.named_parameters() if not p.requires_grad]
         resting = [name for name, module in net.named_modules() if not module.training]
@@ -109,6 +114,7 @@ class Extraction:
         facts = {
             **self._recipe(),
             "finder": _FINDER,
+            "answers": answers,
             "head": card.head,
             "adapters": card.adapters,
             "classes": len(card.classes),
@@ -119,19 +125,17 @@ class Extraction:
             return stored
         with self.cast("train"):
             first = range(min(_PROVING, len(self.splits["train"])))
-            cut = find(net, self._images("train", None, first), self.plan.layout.heads)
+            images = self._images("train", None, first)
+            cut = find(net, images, self.plan.layout.heads, answers)
         if isinstance(cut, Cut):
             proved = {"layers": facts, "cut": cut.to_plain()}
-            write_json(path, {**proved, "sha256": digest(proved)})
+            with storage_errors(path):
+                write_json(path, {**proved, "sha256": digest(proved)})
         return cut
 
     def _recipe(self) -> Plain:
         """What features and cut depend on, beside the weights and the images."""
         card, device = self.plan.card, self.frozen.device
-        # What a kernel is chosen by.
-        processor = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-        if device.type == "cuda":
-            processor = torch.cuda.get_device_name(device)
         return {
             "backbone": card.backbone,
             "compat": card.compat,
@@ -139,7 +143,7 @@ class Extraction:
             "precision": self.trainer.precision,
             "channels_last": self.trainer.channels_last,
             "device": device.type,
-            "processor": processor,
+            "processor": arithmetic_of(device),
             "versions": {name: version(name) for name in ("torch", "torchvision", "timm")},
         }
 
@@ -166,7 +170,7 @@ class Extraction:
             return self._assisted(cut, split, view)
         full = self._whole_key(key, split, view)
         entry = self._made(cut, full, split, view)
-        self.group.broadcast(full)
+        shared(self.group, full)
         return entry
 
     def _whole_key(self, key: Plain, split: str, view: int | None) -> Plain:
@@ -182,8 +186,9 @@ class Extraction:
         }
         if split != "train":
             full["precision"] = "32-true"
-        if order is not None and self.trainer.ranks > 1:
-            full["ranks"] = self.trainer.ranks
+        if order is not None and (parts := self._share.parts) > 1:
+            begun = self.plan.specs.begun_ranks
+            full["ranks"] = parts if parts == begun else [begun, parts]
         return full
 
     def _made(self, cut: Cut, full: Plain, split: str, view: int | None) -> FeatureEntry:
@@ -204,7 +209,8 @@ class Extraction:
         raise self._apart(entry)
 
     def _apart(self, entry: FeatureEntry) -> XferError:
-        apart = f"its features differ by {self.difference:.1e} from the same computed again"
+        apart = f"its features differ from the same computed again by {self.difference:.1e} of the"
+        apart += " largest"
         return XferError(entry.path, apart, "report this bug, and use features=never", 16)
 
     def _assisted(self, cut: Cut, split: str, view: int | None) -> FeatureEntry:
@@ -214,6 +220,10 @@ class Extraction:
         if not self._agrees(cut, entry, split, view):
             raise self._apart(entry)
         return entry
+
+    @property
+    def _share(self) -> RankShare:
+        return RankShare(0, self.trainer.ranks, self.plan.specs.begun_ranks)
 
     def positions(self, split: str, view: int | None) -> npt.NDArray[np.int64]:
         """The row of every image in the entry of a view."""
@@ -231,9 +241,7 @@ class Extraction:
         """The images of a split as they are computed together."""
         count, chunk = len(self.splits[split]), self.chunk(split)
         if view is not None and self.exact:
-            order = EpochSampler(
-                count, chunk, self.plan.specs.seed, RankShare(0, self.trainer.ranks)
-            )
+            order = EpochSampler(count, chunk, self.plan.specs.seed, self._share)
             order.set_epoch(view)
             return [[index for _, index in part] for batch in order.parts() for part in batch]
         return [range(i, min(i + chunk, count)) for i in range(0, count, chunk)]
@@ -249,6 +257,8 @@ class Extraction:
         spec, augment = self.plan.card.input, self.plan.specs.augment
         if view is None:
             return eval_images(self.splits[split], spec)
+        if view == MIRRORED:
+            return eval_images(self.splits[split], spec, _mirrored)
         return train_images(self.splits[split], spec, augment)
 
     def _images(self, split: str, view: int | None, indices: Sequence[int]) -> torch.Tensor:
@@ -281,11 +291,8 @@ class Extraction:
         mine = self.group.share.of(len(batches))
         pads = split == "train" and not self._in_epochs_order(view) and chunk < len(pictures)
         loader = Loader(
-            pictures,
+            *(pictures, pictures.collate, self.data.workers),
             batch_sampler=_Keys([batches[number] for number in mine], view),
-            num_workers=self.data.workers,
-            collate_fn=pictures.collate,
-            worker_init_fn=ignore_in_worker,
         )
         for batch in counted(loader, f"features of {split}", len(loader)):
             yield self._placed(batch, chunk if pads else 0), len(batch[1])
@@ -307,8 +314,10 @@ class Extraction:
         stored = rows(entry, self.positions(split, view)[chosen]).float()
         with self.cast(split):
             again = extract(self.frozen.net, cut, self._images(split, view, chosen.tolist())).cpu()
-        difference = float((stored - again.float()).abs().max())
-        agree = difference <= _TOLERANCE[again.dtype] * float(again.float().abs().max())
+        largest = float(again.float().abs().max())
+        apart = float((stored - again.float()).abs().max())
+        difference = apart / max(largest, torch.finfo(torch.float32).tiny)
+        agree = difference <= _TOLERANCE[again.dtype]
         if agree or not entry.hit:
             self.difference = max(self.difference, difference)
         return agree
@@ -323,6 +332,10 @@ def _stored(path: Path, facts: Plain) -> Cut | None:
         return Cut.from_plain(stored["cut"]) if same else None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+def _mirrored(image: Image, spec: InputSpec) -> npt.NDArray[np.float32]:
+    return np.ascontiguousarray(prepare(image, spec)[:, :, ::-1])
 
 
 class _Keys(Sampler[list[Any]]):

@@ -112,8 +112,8 @@ def make_room(folder: Path, limit: float, keep: EntryFiles) -> None:
 def _discard(content: _Content) -> bool:
     """Remove it unless somebody works on it, or has since it was listed."""
     try:
-        with locked(content.entry, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            if content not in _contents(content.entry.folder):
+        with locked(content.entry, fcntl.LOCK_EX | fcntl.LOCK_NB) as held:
+            if not held or content not in _contents(content.entry.folder):
                 return False
             content.entry.clear()
             return True
@@ -153,19 +153,21 @@ def storage_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def locked(
     entry: EntryFiles, how: int, waiting: Callable[[str], None] | None = None
-) -> Iterator[None]:
+) -> Iterator[bool]:
     """Hold the entry's lock as ``how`` (of ``fcntl``) says; ``waiting`` is called with the process
     that one waits for.
 
-    A folder that may only be read is read without. Raises OutputError when it cannot be held.
+    A folder that may only be read is read without, and so is one that cannot be locked: it is not
+    held then. Raises OutputError when it cannot be held.
     """
     with storage_errors(entry.lock):
         lock = _lock(entry, how, waiting or waits(f"works on {entry.array}"))
+    held = lock is not None and lock.held
     try:
-        yield
+        yield held
     finally:
         if lock is not None:
-            if how & fcntl.LOCK_EX and not os.path.lexists(entry.manifest):
+            if held and how & fcntl.LOCK_EX and not os.path.lexists(entry.manifest):
                 with suppress(OSError):
                     entry.lock.unlink()
             lock.close()

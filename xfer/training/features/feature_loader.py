@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from torch import nn
 
 from xfer.core.checksum import fingerprint
 from xfer.core.types import Plain, Samples
 from xfer.data.sampler import Key
 from xfer.training.features.cut import Cut, evaluated_from, prefix_state
 from xfer.training.features.extract import Extraction
-from xfer.training.features.store import FeatureEntry, rows
+from xfer.training.features.store import FeatureEntry, rows, tensor_of
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-    from torch import nn
-
-_BLOCK = 1024
+_BLOCK, _BLOCK_BYTES = 1024, 1 << 24  # images, and bytes: memory that is had and freed at once
 
 
 class View(NamedTuple):
@@ -35,10 +32,17 @@ class View(NamedTuple):
         return rows(self.entry, self.positions[list(indices)])
 
     def blocks(self) -> Iterator[torch.Tensor]:
-        """The features of all images in their order, a block at a time."""
-        count = len(self.positions)
-        for start in range(0, count, _BLOCK):
-            yield self.features(range(start, min(start + _BLOCK, count)))
+        """The features of all images in their order, a block at a time, to read from: where they
+        lie in that order they are the map itself."""
+        count, width = len(self.positions), self.entry.array.nbytes // max(1, len(self.positions))
+        size = min(max(_BLOCK_BYTES // max(1, width), 1), _BLOCK)
+        in_order = bool((self.positions == np.arange(count)).all())
+        for start in range(0, count, size):
+            block = slice(start, min(start + size, count))
+            if in_order:
+                yield tensor_of(self.entry)[block]
+            else:
+                yield rows(self.entry, self.positions[block])
 
 
 class CachedFeatures:
@@ -79,6 +83,8 @@ class CachedFeatures:
             *(work.trainer.channels_last, work.trainer.ranks == 1),
             work.frozen.device.type == device.type == "cpu",
             *(size == work.chunk("val"), set(names) <= set(state)),
+            # One that was put together otherwise may have layers after those of the proof.
+            _kinds(net) == _kinds(work.frozen.net),
         ]
         return all(same) and fingerprint((n, state[n]) for n in names) == self.key["weights"]
 
@@ -86,10 +92,7 @@ class CachedFeatures:
         """What ``net`` gives for val, batch by batch; only what follows the cut is computed."""
         device = self.work.frozen.device
         net = net.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        # One that was put together otherwise may have layers after those of the proof.
-        same = _kinds(net) == _kinds(self.work.frozen.net)
-        cut = self.cut if same else replace(self.cut, direct=False)
-        with torch.inference_mode(), evaluated_from(net, cut) as run:
+        with torch.inference_mode(), evaluated_from(net, self.cut) as run:
             for features in map(self.val[0].features, self.work.batches("val", None)):
                 yield run(features.to(device)).cpu().numpy()
 
@@ -119,8 +122,8 @@ class CachedFeatures:
             shown = "the evaluation view of each image"
         apart, same = facts["difference"], "trained bit for bit as on images"
         if not facts["exact"]:
-            near = "bit for bit" if apart == 0 else f"within {apart:.1e}"
-            same = f"equal {near} where it was computed again"
+            near = "are equal" if apart == 0 else f"differ by at most {apart:.1e} of the largest"
+            same = f"a few were computed again and {near}"
         place, size = ", ".join(facts["cut"]), largest_bytes(self.work, self.cut) / 1e6
         return f"features at {place} {origin}: {shown}, {size:.1f} MB; {same}"
 

@@ -21,6 +21,7 @@ from xfer.training.features.feature_dir import EntryFiles, storage_errors
 if TYPE_CHECKING:
     import torch
 
+    from xfer.core.types import Plain
     from xfer.training.distributed.group import ProcessGroup
     from xfer.training.features.store import FeatureEntry, Store
 
@@ -66,7 +67,16 @@ def assisted(
         group.all_gather(write_part(files, group.rank, mine()))
     # By the key of rank 0: the same numbers, whatever the processor of this node.
     key: Any = asked
-    return store.entry(key, count, unseen)
+    entry = store.entry(key, count, unseen)
+    group.all_gather(None)
+    return entry
+
+
+def shared(group: ProcessGroup, key: Plain) -> None:
+    """Have every other rank read the entry of ``key``, as rank 0, whose next one may need its
+    room: :func:`assisted` ends with it."""
+    group.broadcast(key)
+    group.all_gather(None)
 
 
 def write_part(files: EntryFiles, rank: int, chunks: Iterable[torch.Tensor]) -> FeaturePart:

@@ -30,8 +30,11 @@ class Refusal:
     reason: str
 
 
-def find(net: nn.Module, example: Tensor, heads: Sequence[str]) -> Cut | Refusal:
-    """The latest cut of ``net`` that the first two images of ``example`` (n, 3, h, w) prove.
+def find(
+    net: nn.Module, example: Tensor, heads: Sequence[str], answers: bool = False
+) -> Cut | Refusal:
+    """The latest cut of ``net`` that the first two images of ``example`` (n, 3, h, w) prove: for
+    steps of training too, unless only ``answers`` in evaluation are asked of it.
 
     ``net`` is in the mode in which it trains, frozen modules held, and without a ``Tail``; it is
     left as it is. The inputs of ``heads`` come first, then the input of one module, the latest
@@ -39,17 +42,18 @@ def find(net: nn.Module, example: Tensor, heads: Sequence[str]) -> Cut | Refusal
     """
     if len(example) < _IMAGES:
         return Refusal(f"a cut is proved on {_IMAGES} images or more")
-    watch = _Watch(example[:_IMAGES], tuple(heads))
+    trace = _CallTrace(example[:_IMAGES], tuple(heads))
     try:
-        whole = Whole(net, watch.images, watch.look)
+        whole = Whole(net, trace.images, trace.look)
     except Exception as error:
         return Refusal(f"the network fails on {_IMAGES} images: {printable(error)[:200]}")
     refused = "nothing frozen is computed before the first layer that trains or is random"
-    for n, chosen in enumerate(watch.proposals(whole.drawers())[:_TRIES]):
-        cut = watch.cut(chosen)
-        reason = whole.refutes(cut)
+    for n, chosen in enumerate(trace.proposals(whole.drawers())[:_TRIES]):
+        cut = trace.cut(chosen)
+        cut = replace(cut, direct=whole.direct(cut))
+        reason = whole.refutes(cut, answers)
         if reason is None:
-            return replace(cut, direct=whole.direct(cut))
+            return cut
         refused = refused if n else reason
     return Refusal(refused)
 
@@ -65,7 +69,7 @@ class _Call:
     key: tuple[tuple[int, int], ...]
 
 
-class _Watch:
+class _CallTrace:
     """The calls of one training step on ``images``, and those whose input is computed by what is
     frozen."""
 

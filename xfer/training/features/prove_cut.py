@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from typing import Any
 
@@ -67,8 +67,8 @@ class Whole:
             for path, module in copied.named_modules():
                 before(module, partial(enter, path), hooks)
                 hooks.enter_context(module.register_forward_hook(partial(leave, path)))
-            self._of_whole = _step(copied, images)
-        self._of_whole |= _answers(copied.eval(), images)
+            self._of_step = _step(copied, images)
+        self._left = copied.eval()
 
     def drawers(self) -> set[str]:
         """Paths of the modules that draw random numbers themselves, not by one inside them."""
@@ -80,9 +80,13 @@ class Whole:
             and entered.random_states != left.random_states
         }
 
-    def refutes(self, cut: Cut) -> str | None:
+    @cached_property
+    def _of_whole(self) -> dict[str, Tensor]:
+        return self._of_step | _answers(self._left, self.images)
+
+    def refutes(self, cut: Cut, answers: bool = False) -> str | None:
         """Why ``cut`` is none of this network, in one line; ``None`` when the images (n >= 2)
-        prove it.
+        prove it: where only ``answers`` are asked of it, a ``direct`` one has proved the rest.
 
         Compared bit for bit: the answers and gradients of one training step, all tensors after it,
         and the answers in evaluation.
@@ -96,6 +100,8 @@ class Whole:
             )  # false where one of them is NaN
             if not near:
                 return f"what enters '{cut.modules[0]}' depends on the other images of the batch"
+            if answers and cut.direct:
+                return None
             tail = _copied(self.net)
             Tail(tail, cut)
             of_tail = _step(tail, features) | _answers(tail.eval(), features)
@@ -107,19 +113,36 @@ class Whole:
         wrong = [k for k in names if not _same(self._of_whole.get(k), of_tail.get(k))]
         return f"{min(wrong)} differs from the whole network's" if wrong else None
 
-    def direct(self, cut: Cut) -> bool:
-        """Whether the network hands the one input at ``cut`` to its module, nothing else, and
-        answers in evaluation with what that gives."""
+    def direct(self, cut: Cut) -> tuple[str, ...]:
+        """The paths of the modules that the network hands the one input at ``cut`` through, each
+        called once, to answer in evaluation with what the last gives, flattened or as it is; none
+        where it does anything else."""
         if len(cut.parts) != 1:
-            return False
-        net, calls = _copied(self.net).eval(), list[tuple[int, Any]]()
-        module_at(net, cut.modules[0]).register_forward_hook(
-            lambda _, args, kwargs, output: calls.append((len(args) + len(kwargs), output)),
-            with_kwargs=True,
-        )
+            return ()
+        net, calls = _copied(self.net).eval(), list[tuple[Any, int]]()
+        paths = _in_a_row(net, cut.modules[0])
+
+        def note(*values: Any) -> None:
+            """One tensor, as it is at the moment."""
+            (value,) = values if len(values) == 1 else (None,)
+            calls.append((value, value._version if isinstance(value, Tensor) else -1))
+
+        for path in paths:
+            module = module_at(net, path)
+            module.register_forward_pre_hook(
+                lambda _, args, kwargs: note(*args, *kwargs), with_kwargs=True
+            )
+            module.register_forward_hook(lambda _, __, output: note(output))
         with torch.no_grad():
             answer = net(self.images)
-        return len(calls) == 1 and calls[0][0] == 1 and calls[0][1] is answer
+        if len(calls) != 2 * len(paths) or not all(isinstance(t, Tensor) for t, _ in calls):
+            return ()
+        (last, version), passed = calls[-1], pairwise(calls[1:-1])
+        # The very numbers in memory, which nothing has written since: others could be equal.
+        handed = all(a is b and v == w for (a, v), (b, w) in [*passed][::2])
+        same = isinstance(answer, Tensor) and answer.data_ptr() == last.data_ptr()
+        same = same and last._version == version and _same(answer, last.flatten(1))
+        return paths if handed and same else ()
 
     def _guard(self, cut: Cut) -> None:
         """Raise Unsound when a random number is drawn before the last of the cut's modules is
@@ -143,6 +166,14 @@ def random_states(device: torch.device) -> int:
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
     return hash((random.getstate(), *(state.numpy().tobytes() for state in states)))
+
+
+def _in_a_row(net: nn.Module, path: str) -> tuple[str, ...]:
+    """The module at ``path`` and those that a plain sequence calls after it."""
+    outer, _, name = path.rpartition(".")
+    container = net.get_submodule(outer)
+    names = [*container._modules] if outer and type(container) is nn.Sequential else [name]
+    return tuple(f"{outer}.{each}" if outer else each for each in names[names.index(name) :])
 
 
 def _copied(net: nn.Module) -> nn.Module:

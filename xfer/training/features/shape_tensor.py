@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from xfer.models.deferred_compiler import compiler_unneeded
+from xfer.core.deferred_compiler import compiler_unneeded
 
 
 class Unsound(RuntimeError):

@@ -225,8 +225,14 @@ def rows(entry: FeatureEntry, indices: Sequence[int] | npt.NDArray[np.int64]) ->
     """
     import torch
 
-    whole = torch.from_numpy(entry.array).view(getattr(torch, entry.dtype))
-    return whole.index_select(0, torch.from_numpy(np.asarray(indices, np.int64)))
+    return tensor_of(entry).index_select(0, torch.from_numpy(np.asarray(indices, np.int64)))
+
+
+def tensor_of(entry: FeatureEntry) -> torch.Tensor:
+    """The map itself as a tensor (n, *feature shape) in the entry's dtype, to read from."""
+    import torch
+
+    return torch.from_numpy(entry.array).view(getattr(torch, entry.dtype))
 
 
 def _pieces(form: _Form, chunks: Iterable[torch.Tensor]) -> Iterator[memoryview]:

@@ -10,26 +10,25 @@ import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NotRequired
+from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from xfer.config.verbs import override, quoted
 from xfer.core.card_schema import card_of
-from xfer.core.certificate import certificate_of
-from xfer.core.checksum import sealed
+from xfer.core.certificate import Certificate, certificate_of
+from xfer.core.checksum import checksum_holds
 from xfer.core.errors import WeightsError
 from xfer.core.files import read_json
 from xfer.core.read_back import checked
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.standardize import folded, from_plain
 from xfer.core.torch_file import damaged, load_tensors, save_tensors
-from xfer.core.types import Card, Plain
+from xfer.core.types import Card, Plain, StateDict
+from xfer.weights.formats.detect import FOREIGN, OF_MINDSPORE, SAFETENSORS, kind_of
 
-if TYPE_CHECKING:
-    from xfer.core.certificate import Certificate
-    from xfer.core.types import StateDict
-
+_NO_TORCH_FILE = 402
 FORMAT = 2
 """2: the file holds its own sha256."""
 
@@ -87,11 +86,13 @@ def read_snapshot(path: Path) -> Snapshot:
     """Read and check. Raises WeightsError for anything that is not an xfer checkpoint."""
     import torch
 
-    content = load_tensors(path)
+    content = _content(path)
     facts = content.get("xfer") if isinstance(content, dict) else None
     if not isinstance(facts, dict) or not {"card", "format"} <= facts.keys():
         what = "is not an xfer checkpoint"
-        raise WeightsError(path, what, "for other weights use source=file source.path=...", 5)
+        named = quoted(override("source.path", str(path)))
+        fix = f"for other weights type source=file {named}"
+        raise WeightsError(path, what, fix, 5)
     version, state = facts["format"], content.get("state_dict")
     if isinstance(version, int) and version > FORMAT:
         what = f"has format {version}, newer than this xfer"
@@ -110,7 +111,7 @@ def read_snapshot(path: Path) -> Snapshot:
         what = f"its card is not what xfer writes ({error})"
         fix = "use another copy of the file, or train again"
         raise WeightsError(path, what, fix, 97) from error
-    if version > 1 and not sealed(path):
+    if version > 1 and not checksum_holds(path):
         raise damaged(path)
     if "loops" in content:
         # A resume file: the network beside the state of metrics; the average is what was scored.
@@ -118,6 +119,23 @@ def read_snapshot(path: Path) -> Snapshot:
         state |= content["ema"] or {}
         state = folded(state, from_plain(content.get("standard")))
     return Snapshot(card, state, facts["progress"], facts["frozen"], facts.get("run"))
+
+
+def _content(path: Path) -> Any:
+    """What the file holds. Raises WeightsError for one that was exported, and is no checkpoint."""
+    try:
+        return load_tensors(path)
+    except WeightsError as error:
+        if error.number != _NO_TORCH_FILE:
+            raise
+        kind, reason = kind_of(path), error
+    if kind in (SAFETENSORS, "torch.export", "OpenVINO", "TensorFlow", *OF_MINDSPORE):
+        what, *_ = {**FOREIGN, **OF_MINDSPORE}.get(kind, ("holds tensors alone",))
+        runs = (folder for folder in path.parents if best_checkpoint(folder).is_file())
+        run = quoted(override("checkpoint.path", str(next(runs, "RUN"))))
+        fix = f"type {run}, or predict.model=FILE.onnx"
+        raise WeightsError(path, f"{what}, and no checkpoint of xfer", fix, 5) from reason
+    raise reason
 
 
 def _certificate(facts: Plain, content: Plain, card: Card) -> Certificate:

@@ -10,7 +10,7 @@ from pathlib import Path
 from xfer.core.errors import SafetyError, WeightsError, XferError
 from xfer.weights.formats.zip_check import peek
 
-TORCH, LEGACY, SAFETENSORS, NPZ = "torch zip", "torch legacy pickle", "safetensors", "npz"
+TORCH, LEGACY, SAFETENSORS, NPZ = "torch checkpoint", "torch legacy pickle", "safetensors", "npz"
 HEAD = 64 * 1024
 
 # How torch.save began every file before torch 1.6: a pickle of a long magic number.
@@ -59,6 +59,7 @@ FOREIGN = {
         "use the file's own download address (Hugging Face: resolve in place of blob)",
         81,
     ),
+    "OpenVINO": ("is an OpenVINO network", _TORCH, 82),
     "XML": ("is XML, most often a server's error message", "check the address, fetch it again", 81),
     "JSON": ("is JSON text, not weights", "give the file of weights beside it", 81),
     "text": ("is a text file", "give the file of weights", 81),
@@ -100,8 +101,8 @@ def kind_of(path: Path) -> str:
     """What ``path`` is: a kind that :mod:`xfer.weights.formats.read` reads, one of MindSpore's, or
     one of :data:`FOREIGN`.
 
-    Only regular files are opened, so a FIFO never blocks. An xfer checkpoint is a ``torch zip``
-    here. Never raises for what the file holds.
+    Only regular files are opened, so a FIFO never blocks. An xfer checkpoint is a
+    ``torch checkpoint`` here. Never raises for what the file holds.
     """
     place = _place(path)
     if place is not None:
@@ -194,7 +195,7 @@ def _markup(head: bytes) -> str | None:
     if start.startswith((b"<head", b"<script", b"<body", b"<!--")):
         return "HTML"
     if start.startswith(b"<?xml") or start.startswith(b"<error"):
-        return "XML"
+        return "OpenVINO" if b"<net " in head else "XML"
     if start.startswith((b'{"', b"{\n", b"{\r", b"{ ", b"{}", b"[")) and _is_text(head):
         return "sharded index" if b'"weight_map"' in head else "JSON"
     return None

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import SafetyError, WeightsError
+from xfer.core.types import Array
 from xfer.weights.content import Content
 from xfer.weights.formats.detect import NPZ
 from xfer.weights.formats.zip_check import BROKEN, damaged, members
 
 if TYPE_CHECKING:
     import torch
-
-    from xfer.core.types import Array
 
 _ODD = (*BROKEN, TypeError, SyntaxError, tokenize.TokenError)
 """What numpy was seen to raise on damaged headers, beside what zipfile raises."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import SafetyError, WeightsError
+from xfer.core.types import StateDict
 from xfer.weights.content import Content
 from xfer.weights.formats.detect import (
     LEGACY,
@@ -27,8 +28,6 @@ from xfer.weights.formats.zip_check import allowance
 
 if TYPE_CHECKING:
     import torch
-
-    from xfer.core.types import StateDict
 
 NAME = 1024
 """The longest name of a tensor, in characters."""

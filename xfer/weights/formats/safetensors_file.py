@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from xfer.core.card_schema import recipe_of
 from xfer.core.errors import SafetyError
+from xfer.core.types import Plain, StateDict
 from xfer.weights.content import Content
 from xfer.weights.formats.detect import SAFETENSORS
 from xfer.weights.formats.zip_check import damaged
-
-if TYPE_CHECKING:
-    from xfer.core.types import StateDict
 
 HEADER = 16 * 1024 * 1024
 """The longest header that is read, in bytes; a thousand tensors take 150 000."""
@@ -24,13 +22,21 @@ METADATA = 64 * 1024
 def read_safetensors(path: Path) -> Content:
     """Tensors by name, on the CPU, in the order of the header; the metadata in ``facts``.
 
-    ``format`` is ``MindSpore safetensors`` where MindSpore wrote the file. Raises WeightsError
-    when it is cut or damaged, SafetyError when its header is larger than any network needs.
+    ``format`` is ``MindSpore safetensors`` where MindSpore wrote the file. A file that xfer has
+    exported brings the recipe of its input. Raises WeightsError when it is cut or damaged,
+    SafetyError when its header is larger than any network needs.
     """
     state, metadata = load(path)
     form = "MindSpore safetensors" if metadata.get("format") == "ms" else SAFETENSORS
     short = sum(len(k) + len(v) for k, v in metadata.items()) <= METADATA
-    return Content(form, state, facts={"metadata": metadata} if metadata and short else {})
+    facts: Plain = {"metadata": metadata} if metadata and short else {}
+    if not {"xfer", "preprocess"} <= metadata.keys():
+        return Content(form, state, facts=facts)
+    try:
+        recipe = recipe_of(metadata["preprocess"])
+    except ValueError as error:
+        raise damaged(path, f"its metadata 'preprocess': {error}") from error
+    return Content(form, state, facts={**facts, "recipe": recipe.to_plain()}, input=recipe)
 
 
 def load(path: Path) -> tuple[StateDict, dict[str, str]]:

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xfer.config.verbs import override, quoted
 from xfer.core.errors import WeightsError, closest
+from xfer.core.types import Plain
 from xfer.weights.content import Content, OptimizerState
 
 if TYPE_CHECKING:
     import torch
-
-    from xfer.core.types import Plain
 
 # An average of the weights over the training generalises better, so it is preferred.
 AVERAGES = (
@@ -55,7 +55,8 @@ def content_of(path: Path, content: Any, form: str, key: str | None) -> Content:
         what = f"holds a {type(content).__name__}, no tensors by name"
         raise WeightsError(path, what, "save model.state_dict()", 4)
     if "xfer" in content:
-        raise WeightsError(path, "is an xfer checkpoint", "use source=run source.path=...", 3)
+        named = quoted(override("source.path", str(path)))
+        raise WeightsError(path, "is an xfer checkpoint", f"type source=run {named}", 3)
     # The state dicts under known names, in the order of preference.
     entries = list(_below(content, ()))
     entries.sort(key=lambda entry: not any(name in AVERAGES for name in entry.path))

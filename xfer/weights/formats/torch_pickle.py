@@ -54,7 +54,7 @@ def read_zip(path: Path, key: str | None = None) -> Content:
     for name, declared in demands.stored.items():
         if sizes.get(f"data/{name}") != declared:
             raise damaged(path, f"its data '{name}' is not as long as declared")
-    return content_of(path, load_tensors(path), "torch zip", key)
+    return content_of(path, load_tensors(path), "torch checkpoint", key)
 
 
 def read_legacy(path: Path, key: str | None = None) -> Content:
@@ -109,7 +109,8 @@ def _refuse_names(path: Path, names: list[str]) -> None:
 def _without(path: Path, names: list[str]) -> str:
     """How to get at the weights of a pickle that asks for ``names``."""
     if any(name.startswith(_YOLO) for name in names):
-        return "it is a YOLO network, which timm and torchvision do not have: type source=hub"
+        what = "it is a YOLO network, which timm and torchvision do not have"
+        return f"{what}: type source=hub without source.path"
     if not all(_NUMPY.fullmatch(name) for name in names):
         return _RESAVE
     with path.open("rb") as stream:

@@ -8,7 +8,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from xfer.core.checksum import seal_bytes
+from xfer.core.checksum import checksum_length
 from xfer.core.errors import SafetyError, WeightsError
 
 MEMBERS = 50_000
@@ -79,7 +79,7 @@ def _directory(path: Path) -> tuple[int, int]:
         end = stream.seek(0, os.SEEK_END)
         stream.seek(max(0, end - 98 - 98))
         tail = stream.read()
-    if comment := seal_bytes(tail):
+    if comment := checksum_length(tail):
         # The one comment that is allowed is the checksum of xfer's own checkpoints.
         end, tail = end - comment, tail[: -comment - 2] + b"\x00\x00"
     tail = tail[-98:]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from xfer.core.errors import ConfigError, WeightsError
+from xfer.core.errors import ConfigError, OutputError, WeightsError
 from xfer.core.files import file_sha256
-from xfer.core.log import log
+from xfer.core.log import hush_hub_client, log
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAME = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
@@ -53,14 +52,41 @@ class HubFile:
     revision: str
 
 
-def parse(text: str) -> tuple[str, str, str | None]:
-    """Repository, file and revision of ``hf://owner/repo/file@revision``."""
-    parts = re.fullmatch(r"hf://([^/@]+/[^/@]+)/([^@]+)(?:@([^@]+))?", text)
+def parse(text: str) -> tuple[str, str | None, str | None]:
+    """Repository, file and revision of ``hf://owner/repo/file@revision``; without a file it is the
+    model that timm opens there."""
+    parts = re.fullmatch(r"hf://([^/@]+/[^/@]+)(?:/([^@]+))?(?:@([^@]+))?", text)
     if parts is None:
-        what = f"'{text[:160]}' does not name a file of a repository"
-        fix = "write hf://OWNER/REPO/FILE or hf://OWNER/REPO/FILE@REVISION"
-        raise ConfigError("source.path", what, fix, 46)
+        raise _unnamed(text, "a repository, or a file of one", "hf://OWNER/REPO, ")
     return parts[1], parts[2], parts[3]
+
+
+def file_at(key: str, text: str) -> Path:
+    """The file that ``key`` names as ``hf://owner/repo/file@revision``, as :func:`find` has it.
+
+    Raises ConfigError for a text that names none, and as :func:`find`.
+    """
+    try:
+        repo, file, revision = parse(text)
+        if file is None:
+            raise _unnamed(text, "a file of a repository", "")
+        address = Address(repo, (file,), revision or "main")
+    except ConfigError as error:
+        error.where = key
+        raise
+    try:
+        path = find(address).path
+    except WeightsError as error:
+        if "source" in error.fix:
+            error.fix = f"check the name, connect, or type {key}=FILE"
+        raise
+    checked_sha256(path)
+    return path
+
+
+def _unnamed(text: str, what: str, form: str) -> ConfigError:
+    fix = f"write {form}hf://OWNER/REPO/FILE or hf://OWNER/REPO/FILE@REVISION"
+    return ConfigError("source.path", f"'{text[:160]}' does not name {what}", fix, 46)
 
 
 def _relative(path: str) -> bool:
@@ -80,11 +106,8 @@ def find(address: Address, local_files_only: bool = False) -> HubFile:
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-    from huggingface_hub.utils import logging as client
 
-    # The client logs each failed request with its address, which may be signed, before it raises;
-    # the error below says it once.
-    client.set_verbosity(logging.CRITICAL)
+    hush_hub_client()
     cached = _cached(address)
     if cached and (local_files_only or _COMMIT.fullmatch(address.revision)):
         return cached
@@ -128,7 +151,15 @@ def _in_cache(path: Path, file: str) -> HubFile:
 
 
 def _instead(error: Exception, address: Address, cached: HubFile | None) -> HubFile:
-    """What the cache has, when the hub did not answer. Raises WeightsError when it refused."""
+    """What the cache has, when the hub did not answer. Raises WeightsError when it refused, and
+    OutputError when the cache cannot be written."""
+    of_network = isinstance(error, ConnectionError | TimeoutError)
+    ours = type(error).__module__ == "builtins" and not of_network
+    if ours and isinstance(error, OSError) and error.errno:
+        what = f"cannot be written ({error.strerror})"
+        raise OutputError(
+            error.filename or "the cache of the hub", what, "free space, or set HF_HOME=DIR"
+        ) from error
     refused = _refusal(error, address)
     if refused or not cached:
         raise refused or unreachable(

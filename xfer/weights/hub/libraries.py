@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from xfer.config.verbs import override, quoted
+from xfer.core.card_schema import recipe_of
+from xfer.core.deferred_compiler import compiler_deferred
 from xfer.core.download import WEIGHTS, fetch
-from xfer.core.errors import ConfigError, OutputError, WeightsError, XferError, closest
-from xfer.core.files import file_sha256
-from xfer.core.types import InputSpec, Plain
+from xfer.core.errors import (
+    ConfigError,
+    OutputError,
+    RepositoryError,
+    WeightsError,
+    XferError,
+    closest,
+    printable,
+)
+from xfer.core.files import file_sha256, parsed, read_text
+from xfer.core.log import log
+from xfer.core.read_back import checked
+from xfer.core.types import InputSpec, Plain, StateDict
 from xfer.data.preprocess import of_timm, of_torchvision
-from xfer.weights.content import Content
+from xfer.weights.content import Content, Weights
 from xfer.weights.formats.read import read
 from xfer.weights.hub import huggingface, imagenet
 
 if TYPE_CHECKING:
-    from xfer.core.types import StateDict
+    from xfer.core.protocols import Backbone
+
+_USUAL = ("model.safetensors", "pytorch_model.bin")
+_HASH = re.compile(r"-([0-9a-f]{8,64})\.")
+"""How a library's own file ends in its address: with the beginning of its sha256."""
 
 # DenseNet's published files are older than its layers' names; torchvision renames as it loads.
 _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
@@ -29,7 +48,8 @@ _DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 class Published:
     """Weights under the network's names, and what their publisher says of them.
 
-    ``pinned`` are the source arguments that fetch these very weights again.
+    ``pinned`` are the source arguments that fetch these very weights again; ``classes`` are known
+    of a model that somebody trained, ``task`` of one that gives an image several labels.
     """
 
     content: Content
@@ -38,6 +58,8 @@ class Published:
     input: InputSpec
     has_imagenet_classes: bool
     pinned: Plain = field(default_factory=dict)
+    classes: tuple[str, ...] | None = None
+    task: Plain = field(default_factory=dict)
 
 
 @contextmanager
@@ -59,8 +81,7 @@ def of_timm_hub(name: str, tag: str | None, revision: str | None, local: bool) -
     origin = f"timm:{config.architecture}.{config.tag}" if config.tag else f"timm:{full}"
     facts: Plain = {}
     if config.hf_hub_id:
-        usual = ("model.safetensors", "pytorch_model.bin")
-        files = (config.hf_hub_filename,) if config.hf_hub_filename else usual
+        files = (config.hf_hub_filename,) if config.hf_hub_filename else _USUAL
         branch = "main" if revision is None else revision
         address = huggingface.Address(config.hf_hub_id, files, branch)
         file = huggingface.find(address, local)
@@ -83,7 +104,8 @@ def of_timm_hub(name: str, tag: str | None, revision: str | None, local: bool) -
 
 
 def _timm_config(name: str, tag: str | None) -> tuple[str, Any]:
-    import timm
+    with compiler_deferred():
+        import timm
 
     stem = name.split(".")[0]
     full = name if tag is None else f"{stem}.{tag}"
@@ -122,9 +144,64 @@ def _fitted(full: str, path: Path, origin: str) -> StateDict:
     return state
 
 
+def of_timm_repository(repo: str, revision: str, backbone: Backbone, local: bool) -> Published:
+    """The model that timm opens in a repository of the hub, such as an ``export=hub`` that was
+    pushed: its ``config.json`` says which architecture, classes and input recipe it is of.
+
+    Raises RepositoryError where ``backbone`` is another one, WeightsError for files that cannot be
+    had or read.
+    """
+    config = huggingface.find(huggingface.Address(repo, ("config.json",), revision), local)
+    file = huggingface.find(huggingface.Address(repo, _USUAL, config.revision), local)
+    origin = f"hf://{repo}@{config.revision}"
+    try:
+        said = parsed(read_text(config.path))
+        facts = said.get("pretrained_cfg") or said
+        names = said.get("label_names") or facts.get("label_names") or ()
+        names = checked(tuple[str, ...], names)
+        args, architecture = dict(said.get("model_args") or {}), str(said["architecture"])
+        # Whoever sends weights sends this along: it is held to what a recipe can be, and where
+        # half of one is missing it is not made up.
+        told = {**facts, **{key: facts[key] for key in ("input_size", "mean", "std")}}
+        recipe = recipe_of(json.dumps(of_timm(told).to_plain()))
+        several = said.get("problem_type") == "multi_label_classification"
+    except Exception as error:  # whatever the file's content provoked
+        what = f"its config.json is none of timm's ({huggingface.brief(error)})"
+        fix = f"type source.path=hf://{repo}/FILE, and source.recipe=FILE"
+        raise WeightsError(origin, what, fix, 55) from error
+    wanted = dict(args)
+    if getattr(backbone, "image_size", None) == wanted.get("img_size"):
+        wanted.pop("img_size", None)
+    other = (backbone.library, backbone.name.partition(".")[0]) != ("timm", architecture)
+    if other or getattr(backbone, "args", {}) != wanted:
+        what = f"hf://{repo} holds timm's {architecture}, and the backbone is "
+        what += f"{backbone.library}'s {backbone.name}" + " with other arguments" * (not other)
+        typed = (override("backbone.name", architecture), override("backbone.args", args))
+        fix = f"type backbone=timm {' '.join(map(quoted, typed))}"
+        raise RepositoryError("source.path", what, fix)
+    count = said.get("num_classes")
+    if names and not len(names) == len(set(names)) == (count := said.get("num_classes")):
+        what = f"has {len(set(names))} different label_names and num_classes {count}"
+        log.warning(printable(f"{origin}: its config.json {what}: it brings no classes"))
+        names = ()
+    content = read(file.path)
+    known: Plain = {"repository": repo, "file": file.file, "revision": file.revision}
+    return Published(
+        replace(content, facts={**content.facts, **known}),
+        origin,
+        huggingface.checked_sha256(file.path),
+        recipe,
+        has_imagenet_classes=False,
+        pinned={"path": f"hf://{repo}", "revision": file.revision},
+        classes=names or None,
+        task={"thresholds": said.get("thresholds")} if several else {},
+    )
+
+
 def of_torchvision_hub(name: str, tag: str | None, local: bool) -> Published:
     """torchvision's weights for ``name``. Raises as :func:`of_timm_hub`."""
-    from torchvision import models
+    with compiler_deferred():
+        from torchvision import models
 
     enum = models.get_model_weights(name)
     if tag is not None and tag not in enum.__members__:
@@ -145,6 +222,36 @@ def of_torchvision_hub(name: str, tag: str | None, local: bool) -> Published:
     )
 
 
+def recognised(weights: Weights, backbone: Backbone) -> Weights:
+    """``weights`` with the recipe that the backbone's library publishes for that very file, told by
+    its sha256, unless they have one: one architecture has several, and a file says none."""
+    if weights.input is not None:
+        return weights
+    for origin, url, recipe in _files_of(backbone):
+        if (found := _HASH.search(url)) and (weights.sha256 or "").startswith(found[1]):
+            facts = {**weights.facts, "published": origin}
+            return replace(weights, input=recipe(), facts=facts)
+    return weights
+
+
+def _files_of(backbone: Backbone) -> Iterator[tuple[str, str, Callable[[], InputSpec]]]:
+    """Origin, address and recipe of each file that a library publishes for ``backbone``."""
+    if backbone.library == "timm":
+        with compiler_deferred():
+            import timm
+
+        for full in timm.list_pretrained(f"{backbone.name.split('.')[0]}.*"):
+            config = timm.get_pretrained_cfg(full)
+            yield f"timm:{full}", config.url or "", partial(of_timm, config.to_dict())
+    elif backbone.library == "torchvision":
+        with compiler_deferred():
+            from torchvision import models
+
+        for entry in models.get_model_weights(backbone.name):
+            recipe = partial(of_torchvision, entry.transforms())
+            yield f"torchvision:{entry}", entry.url, recipe
+
+
 def store() -> Path:
     """The folder where torch.hub keeps files of weights."""
     import torch
@@ -160,7 +267,7 @@ def stored(url: str, local: bool) -> Path:
         return path
     if local:
         raise huggingface.unreachable(path.name, huggingface.NOT_ASKED)
-    prefix = re.search(r"-([0-9a-f]{8,64})\.", path.name)
+    prefix = _HASH.search(path.name)
     try:
         fetch(url, path, prefix[1] if prefix else None, WEIGHTS)
     except OutputError:

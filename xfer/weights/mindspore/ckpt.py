@@ -14,10 +14,13 @@ import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from xfer.core.errors import WeightsError
 from xfer.core.protobuf import BYTES, LONGEST_TEXT, VARINT, Field, Malformed, Wire
+from xfer.core.types import Plain, StateDict
+from xfer.weights.content import Content
 from xfer.weights.formats.safetensors_file import load
 from xfer.weights.mindspore.tensors import (
     MOST_DIMS,
@@ -32,12 +35,7 @@ from xfer.weights.mindspore.tensors import (
 from xfer.weights.mindspore.training_state import sorted_out
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-
-    from xfer.core.types import Plain, StateDict
-    from xfer.weights.content import Content
 
 FORMAT = "MindSpore checkpoint"
 SAFETENSORS_FORMAT = "MindSpore safetensors"

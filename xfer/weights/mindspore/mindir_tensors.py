@@ -10,9 +10,11 @@ compression_type = 16 }``. The operators are not looked at.
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from xfer.core.protobuf import BYTES, VARINT, Field, Malformed, Wire
+from xfer.core.types import Plain
+from xfer.weights.content import Content
 from xfer.weights.mindspore.tensors import (
     MOST_DIMS,
     StoredTensor,
@@ -22,12 +24,6 @@ from xfer.weights.mindspore.tensors import (
     stored_tensor,
 )
 from xfer.weights.mindspore.training_state import sorted_out
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from xfer.core.types import Plain
-    from xfer.weights.content import Content
 
 FORMAT = "MindIR file"
 _TYPES = {

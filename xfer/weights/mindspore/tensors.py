@@ -10,14 +10,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from xfer.core.errors import WeightsError
 from xfer.core.protobuf import Malformed
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from xfer.weights.content import Shape

@@ -14,19 +14,16 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xfer.core.errors import WeightsError
-from xfer.weights.content import Content, OptimizerBuffers
+from xfer.core.types import Plain
+from xfer.weights.content import Content, OptimizerBuffers, Shape
 from xfer.weights.optimizer_state import check_owner
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
-
-    from xfer.core.types import Plain
-    from xfer.weights.content import Shape
 
     Tensors = Mapping[str, torch.Tensor]
 

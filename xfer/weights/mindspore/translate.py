@@ -19,14 +19,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from xfer.core.errors import ConfigError, WeightsError, closest
-from xfer.core.types import Plain
+from xfer.core.types import Plain, StateDict
 from xfer.weights.content import Content
-
-if TYPE_CHECKING:
-    from xfer.core.types import StateDict
 
 DialectName = Literal[
     "auto",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from xfer.config.verbs import override, quoted
 from xfer.core.errors import WeightsError
 from xfer.core.files import file_sha256
 from xfer.core.protocols import Backbone
@@ -13,6 +14,7 @@ from xfer.core.run_folder import best_checkpoint
 from xfer.weights.content import Weights
 from xfer.weights.formats.checkpoint_format import read_best
 from xfer.weights.formats.read import read
+from xfer.weights.hub.libraries import recognised
 from xfer.weights.source.match_rules import Rules
 
 
@@ -35,7 +37,8 @@ class File(Rules):
         """The file's tensors. Raises as :func:`xfer.weights.formats.read.read`."""
         path = Path(self.path).expanduser()
         content = read(path, self.key)
-        return self.weights("file", content, str(path), file_sha256(path))
+        weights = self.weights("file", content, str(path), file_sha256(path))
+        return recognised(weights, backbone)
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,19 @@ class Run:
         """The best weights of that run. Raises WeightsError when its backbone is another."""
         folder = Path(self.path).expanduser()
         snapshot, path = read_best(folder), best_checkpoint(folder)
-        name = snapshot.card.backbone.get("name")
+        theirs, facts = snapshot.card.backbone, {"format": "checkpoint of xfer"}
+        name = theirs.get("name")
+        named = {f"backbone.{key}": theirs[key] for key in ("name", "args") if theirs.get(key)}
+        typed = " ".join(quoted(override(key, value)) for key, value in named.items())
         if name != backbone.name:
             what = f"its backbone is '{name}', not '{backbone.name}'"
-            home, _, kind = str(snapshot.card.backbone.get("_target_", "")).rpartition(".")
+            home, _, kind = str(theirs.get("_target_", "")).rpartition(".")
             # xfer's options are called as their classes; one of the user's own has any name.
             other = home == "xfer.models.backbone" and kind != type(backbone).__name__
             library = f"backbone={kind.lower()} " if other else ""
-            raise WeightsError(path, what, f"type {library}backbone.name={name}", 20)
+            raise WeightsError(path, what, f"type {library}{typed}", 20)
+        if theirs.get("args") and theirs["args"] != getattr(backbone, "args", {}):
+            facts["suspect"] = f"its run had other arguments: type {typed}"
         return Weights(
             "run",
             snapshot.state,
@@ -77,7 +85,7 @@ class Run:
             head=snapshot.card.head,
             splits=snapshot.card.splits,
             task=snapshot.card.task,
-            facts={"format": "checkpoint of xfer"},
+            facts=facts,
         )
 
 

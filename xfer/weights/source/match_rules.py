@@ -28,19 +28,10 @@ class Rename:
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """The part that all sources share. Patterns of ``drop`` and ``allow_missing`` must match a
-    whole name.
+    """The part that all sources share: which tensor of the file becomes which of the network.
 
-    ``strip``: take only names that start with it, and cut it off. ``rename``: rules in order, each
-    on what the one before left. ``drop``: entries of the file, by its own names, that are left
-    out. ``match``: tensors are paired by ``name``, or by ``order`` and shape where the file has
-    other names for the same architecture. ``allow_missing``: network tensors that may
-    stay as initialised. ``min_coverage``: the least share of the backbone's numbers that must be
-    loaded. ``resize_positions``: resample the position embedding of a vision transformer to
-    another image size. ``classes``: the names of the file's classes in order: a list, a text or
-    JSON file of them, or ``imagenet``. ``recipe``: a ``preprocess.json`` of the input that the
-    weights were trained on. ``optimizer``: ``resume`` continues with the optimizer state that the
-    file holds.
+    Patterns of ``drop`` and ``allow_missing`` must match a whole name. ``classes`` are a list, a
+    text or JSON file of them, or ``imagenet``.
     """
 
     strip: str | None = None
@@ -65,9 +56,10 @@ class Rules:
     and ``run`` know their own"""
     recipe: str | None = None
     """a ``preprocess.json``: the size, crop, mean and standard deviation that these weights were
-    trained on; ``null`` is what the library has for ``backbone.name``, or publishes with them"""
+    trained on; ``null`` is what a file that xfer exported says itself, else what the library has
+    for ``backbone.name``, or publishes with them"""
     optimizer: Literal["ignore", "resume"] = "ignore"
-    """``resume`` continues with the optimizer state that the file holds; see momenta"""
+    """``resume`` continues with the optimizer state that the file holds"""
 
     def __post_init__(self) -> None:
         patterns = {f"source.rename[{i}].match": r.match for i, r in enumerate(self.rename)}
@@ -102,7 +94,9 @@ class Rules:
             origin=origin,
             sha256=sha256,
             classes=classes,
-            input=None if self.recipe is None else read_recipe("source.recipe", self.recipe),
+            input=read_recipe("source.recipe", self.recipe)
+            if self.recipe is not None
+            else content.input,
             synonyms=synonyms,
             renamed={new: entry for new, entry in entries.items() if new != entry},
             asides={**content.asides, **asides},

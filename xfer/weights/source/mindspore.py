@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from xfer.config.verbs import override, quoted
 from xfer.core.errors import WeightsError
 from xfer.core.files import file_sha256
 from xfer.core.protocols import Backbone
@@ -32,11 +33,10 @@ _OF_FILE = (TORCH, LEGACY, NPZ, "pickle")
 class MindSpore(Rules):
     """``path`` of a .ckpt, .safetensors or .mindir of MindSpore, told apart by content.
 
-    ``dialect``: whose names they are; ``auto`` recognises them, ``plain`` means torch's but for
-    gamma, beta, moving_mean and moving_variance. ``compat``: with ``exact`` the network is built
-    to compute what MindSpore's does (norms' eps, ``same`` padding, pooling), with ``plain`` it is
-    the library's own. ``strip`` takes the file's own names, before the dialect; renames and drops
-    of the user come after it.
+    ``dialect`` ``auto`` recognises whose names they are, ``plain`` means torch's but for gamma,
+    beta, moving_mean and moving_variance. What MindSpore computes otherwise are norms' eps,
+    ``same`` padding and pooling. ``strip`` takes the file's own names, before the dialect; renames
+    and drops of the user come after it.
     """
 
     path: str
@@ -84,7 +84,8 @@ def read(path: Path) -> Content:
     of_torch = kind == SAFETENSORS and metadata_of(path).get("format") == "pt"
     if kind in _OF_FILE or of_torch:
         what = f"is {kind}, not a MindSpore file"
-        raise WeightsError(path, what, f"type source=file source.path={path}", 78)
+        named = quoted(override("source.path", str(path)))
+        raise WeightsError(path, what, f"type source=file {named}", 78)
     if kind not in _READERS:
         raise refusal(path, kind)
     content = _READERS[kind](path)

@@ -19,6 +19,7 @@ from xfer.core.log import log
 from xfer.core.protocols import Backbone
 from xfer.weights.content import Weights
 from xfer.weights.formats.read import read
+from xfer.weights.hub.libraries import recognised
 from xfer.weights.source.match_rules import Rules
 
 _SHA256 = "[0-9a-f]{64}"
@@ -69,7 +70,7 @@ class Url(Rules):
             error.where = shown(self.url)
             raise
         weights = self.weights("url", content, shown(self.url), sha256)
-        return replace(weights, pinned={"sha256": sha256})
+        return recognised(replace(weights, pinned={"sha256": sha256}), backbone)
 
     def _first_answer(self) -> tuple[Path, str]:
         """What the address once answered, or answers now, and its sha256."""
