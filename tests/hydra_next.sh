@@ -18,4 +18,4 @@ echo "import site; site.addsitedir('$("$python" -c "$where")')" \
 "$python" -m pip --python "$home/bin/python" install --quiet --pre --upgrade hydra-core
 export PATH=$home/bin:$PATH
 python -c 'import hydra, omegaconf; print(f"Hydra {hydra.__version__}, OmegaConf {omegaconf.__version__}")'
-python -m pytest "$@"
+tests/twice.sh python "$@"

@@ -60,4 +60,4 @@ esac
 export PATH=$home/bin:$PATH
 python -c 'import numpy, timm, torch, torchvision as t
 print(f"torch {torch.__version__}, torchvision {t.__version__}, timm {timm.__version__}, numpy {numpy.__version__}")'
-python -m pytest "$@"
+tests/twice.sh python "$@"

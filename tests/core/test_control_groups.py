@@ -41,6 +41,11 @@ def test_available_is_what_the_system_has_or_a_container_leaves(tmp_path):
     full = [("job/step", "10\n", "20\n")]
     assert available(machine(tmp_path / "d", 1000, full)) == 0
     assert available(machine(tmp_path / "e", 1000, strict=300)) == 300 * 1024
+    for text in (None, "nothing that is known\n"):
+        root = machine(tmp_path / f"f{text is None}", 1000, outer)
+        stat = root / "sys/fs/cgroup/job/memory.stat"
+        stat.unlink() if text is None else stat.write_text(text)
+        assert available(root) == 7000  # a limit holds whether or not its details can be read
 
 
 @pytest.mark.parametrize("place", ["job/step", "job", ""])  # the last is what a container sees

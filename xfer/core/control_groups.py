@@ -22,8 +22,8 @@ def usable_cores() -> list[int]:
 def busy_cores(root: Path = _SYSTEM) -> int:
     """How many of these cores the processor time of the process's control groups
     (``docker run --cpus``, a pod's limit) keeps busy."""
-    left = processors_left(root) or math.inf
-    return len(usable_cores()) if left == math.inf else min(len(usable_cores()), math.ceil(left))
+    cores, left = len(usable_cores()), processors_left(root)
+    return cores if left is None else min(cores, math.ceil(left))
 
 
 def processors_left(root: Path = _SYSTEM) -> float | None:
@@ -73,13 +73,21 @@ def _left_in_groups(root: Path) -> list[int]:
         names = ("limit_in_bytes", "usage_in_bytes") if first else ("max", "current")
         try:
             most, taken = (int((folder / f"memory.{name}").read_text()) for name in names)
-            facts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         except (OSError, ValueError):  # no limit: the root has no file, others say "max"
             continue
-        # Of files that were read the kernel keeps what nobody asks for, until it is asked for more.
-        back = int(facts.get("total_inactive_file" if first else "inactive_file", 0))
-        left.append(max(0, most - max(0, taken - back)))
+        left.append(max(0, most - max(0, taken - _inactive(folder, first))))
     return left
+
+
+def _inactive(group: Path, first: bool) -> int:
+    """Bytes of files that were read, which the kernel keeps until somebody asks for more memory;
+    none where it does not say."""
+    try:
+        lines = (group / "memory.stat").read_text().splitlines()
+        facts = dict(line.split() for line in lines)
+        return int(facts["total_inactive_file" if first else "inactive_file"])
+    except (OSError, KeyError, ValueError):
+        return 0
 
 
 def _processors_of_groups(root: Path) -> list[float]:
