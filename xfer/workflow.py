@@ -109,7 +109,7 @@ def _run(specs: Specs) -> Result:
         if not earlier and (done := _without_folder(specs, plan, began)):
             return done
         folder = earlier.folder if earlier else make_folder(specs)
-        told = nullcontext() if specs.chosen else told_when_stopped(folder)  # a choice begins anew
+        told = nullcontext() if specs.chosen else told_when_stopped(folder, resumes=True)
         with told, recorded(folder, resumes=earlier is not None):
             check_space(plan, folder)
             write_plan(plan, folder)

@@ -440,8 +440,7 @@ def chosen(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     words += ["data.val_fraction=0.8"]  # 179 images to choose and fit on
     words += ["choose.sources={squeezenet1_0: broken.safetensors}", "choose.freezes=[head_only]"]
     words += ["choose.by=acc", "stages=[fit,evaluate,report]"]
-    cache = {"XFER_CACHE": str(folder / "cache"), "HF_HUB_CACHE": str(folder / "hub")}
-    process = warm.start(folder, *DIGITS, *words, **cache, TORCH_HOME=str(folder / "torch"))
+    process = warm.start(folder, *DIGITS, *words, **homes(folder))
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return folder, output
@@ -564,12 +563,35 @@ def test_what_the_choice_is_worth_is_printed_with_its_optimism(chosen: tuple[Pat
     assert status["state"] == "finished" and "choose.json" in status["files"]
 
 
+FEW = [*DIGITS, "choose.minutes=20", "choose.repeats=1", "choose.folds=2", "choose.rungs=1"]
+FEW += ["choose.heads=[prototype]", "choose.freezes=[head_only]", "stages=[fit]"]
+FEW += ["data.val_fraction=0.8"]
+
+
+def homes(folder: Path) -> dict[str, str]:
+    """Caches of its own for a process."""
+    names = {"XFER_CACHE": "cache", "HF_HUB_CACHE": "hub", "TORCH_HOME": "torch"}
+    return {name: str(folder / place) for name, place in names.items()}
+
+
+@pytest.mark.parametrize("place", ["xfer.sweep.choosing.session.halve", "xfer.workflow._stages"])
+def test_a_choice_that_is_interrupted_says_what_is_kept(tmp_path: Path, place: str) -> None:
+    """While it chooses, and in the run that trains the winner."""
+    hook = (
+        f"import os, signal, time, {place.rpartition('.')[0]}\n"
+        f"{place} = lambda *given: (os.kill(os.getpid(), signal.SIGINT), time.sleep(60))\n"
+    )
+    process = warm.start(tmp_path, *FEW, script=hook + warm.COMMAND, **homes(tmp_path))
+    said, _ = process.communicate()
+    assert process.returncode == 130, said
+    assert [line for line in said.splitlines() if line.startswith("stopped")] == [
+        "stopped by SIGINT; the features that were computed are cached, and the same command "
+        "begins anew"
+    ]
+
+
 def test_a_choice_that_was_killed_begins_anew_and_says_so(tmp_path: Path) -> None:
-    words = [*DIGITS, "choose.minutes=20", "choose.repeats=1", "choose.folds=2", "choose.rungs=1"]
-    words += ["choose.heads=[prototype]", "choose.freezes=[head_only]", "stages=[fit]"]
-    words += ["data.val_fraction=0.8"]
-    own = {"XFER_CACHE": str(tmp_path / "cache"), "HF_HUB_CACHE": str(tmp_path / "hub")}
-    own["TORCH_HOME"] = str(tmp_path / "torch")
+    words, own = FEW, homes(tmp_path)
     process = warm.start(tmp_path, *words, **own)
     wait_for(lambda: [*tmp_path.glob("outputs/choose/*/config.yaml")], process)
     kill(process)

@@ -44,13 +44,17 @@ def last_lines(work: Work) -> str:
 
 
 @contextmanager
-def told_when_stopped(folder: Path) -> Iterator[None]:
-    """Within, a signal that ends the run says what of it is kept, and how to go on."""
+def told_when_stopped(folder: Path, *, resumes: bool) -> Iterator[None]:
+    """Within, a signal that ends the run says what of it is kept, and how to go on or, where
+    nothing ``resumes`` it, that its command begins anew."""
     try:
         yield
     except Stopped as ended:
-        stopped = f"stopped by {Signals(ended.number).name}{ended.after}, {what_is_kept(folder)}"
-        log.info(f"{stopped}; to go on, type xfer resume {printable(named(folder))}")
+        kept = "; the features that were computed are cached, and the same command begins anew"
+        if resumes:
+            resume = f"to go on, type xfer resume {printable(named(folder))}"
+            kept = f", {what_is_kept(folder)}; {resume}"
+        log.info(f"stopped by {Signals(ended.number).name}{ended.after}{kept}")
         raise
 
 

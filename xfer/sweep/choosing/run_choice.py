@@ -24,7 +24,7 @@ from xfer.core.run_status import recorded
 from xfer.core.types import Plain
 from xfer.plan.multilabel_task import refuse_for_labels
 from xfer.plan.preflight import check_folder, make_folder, refuse_taken
-from xfer.report.last_lines import named
+from xfer.report.last_lines import named, told_when_stopped
 from xfer.sweep.choosing.choice_page import summary, write_page
 from xfer.sweep.choosing.halving import Standing
 from xfer.sweep.choosing.measure import measure_of
@@ -78,7 +78,7 @@ def choose_model(
     if not specs.stages:
         return Path(), {}, None
     folder = make_folder(replace(specs, experiment="choose"))
-    with recorded(folder):
+    with told_when_stopped(folder, resumes=False), recorded(folder):
         write_text(folder / "config.yaml", yaml_text(specs.config))
         session.choose(folder)
         try:
