@@ -31,8 +31,9 @@ from xfer.evaluation.statistics import wilson
 from xfer.models.network import assemble
 from xfer.plan.make import make_plan
 from xfer.training import exact, logistic
-from xfer.training.cross_validation import HeadProblem, out_of_fold
+from xfer.training.cross_validation import HeadProblem
 from xfer.training.head_input import first_layer
+from xfer.training.head_problem import out_of_fold, solution_of
 
 
 def together(name, work):
@@ -71,7 +72,7 @@ def draw(features, labels, options, seed):
     names = tuple(map(str, chosen))
     classes = tuple(map(str, range(count)))
     cv = OutOfFold(names, out_of_fold(problem, folds), y, folds, classes)
-    solution = problem.solve(problem.rows())
+    solution = solution_of(problem)[1]
     best = solution.path[solution.best]
     answers = (features[rest] @ best.weight.T + best.bias).argmax(axis=1)
     return cv, float((answers == labels[rest]).mean()), len(rest)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -23,7 +24,7 @@ FILE = Path(__file__).with_name("images") / "augment.jpg"
 TILE, LABEL, COLUMNS = 90, 190, 6
 SPEC = InputSpec((TILE, TILE), TILE, "bilinear", (0, 0, 0), (1, 1, 1))
 # The last rows show their keys alone: the whole picture, not mirrored.
-WHOLE = {"scale": (1.0, 1.0), "ratio": (1.5, 1.5), "flip": 0.0}
+WHOLE: dict[str, Any] = {"scale": (1.0, 1.0), "ratio": (1.5, 1.5), "flip": 0.0}
 ROWS: dict[str, Plain | Standard] = {
     "none": Plain(),
     "standard": Standard(),

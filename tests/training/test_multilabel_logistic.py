@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 
 from xfer.data.multilabel_rows import label_odds
 from xfer.training import logistic
-from xfer.training.cross_validation import out_of_fold
 from xfer.training.feature_moments import moments
+from xfer.training.head_problem import out_of_fold, solution_of
 from xfer.training.multilabel_logistic import LabelHeads, LabelProblem, label_folds
 
 
@@ -40,7 +40,7 @@ def test_each_class_is_the_logistic_regression_of_its_known_images(
 
     (x, y), l2 = drawn(*shape), 0.05
     found = heads(x, y, (l2,), weights=weights)
-    (row,) = found.solve(found.rows()).path
+    (row,) = solution_of(found)[1].path
     mean, std = moments([x])
     z = (x - mean) / std
     for c in range(4):
@@ -59,14 +59,14 @@ def test_what_is_unknown_has_no_part_in_its_class() -> None:
     # Moved among each other, so that the moments of the features stay as they are.
     other[unknown] = x[unknown[::-1]]
     both = [heads(each, y[:, :1], (0.05,)) for each in (x, other)]
-    one, two = (found.solve(found.rows()).path[0] for found in both)
+    one, two = (solution_of(found)[1].path[0] for found in both)
     assert np.abs(one.weight - two.weight).max() < 1e-6
 
 
 def test_smoothing_is_a_softer_target() -> None:
     x, y = drawn(unknown=0.0)
     plain, smooth = (heads(x, y, (1e-3,), smoothing=s) for s in (0.0, 0.2))
-    first, second = (found.solve(found.rows()).path[0] for found in (plain, smooth))
+    first, second = (solution_of(found)[1].path[0] for found in (plain, smooth))
     assert np.abs(second.weight).max() < np.abs(first.weight).max()
     rows = smooth.rows()
     assert set(np.unique(rows.targets)) == {0.1, 0.9}
@@ -97,7 +97,7 @@ def test_one_image_with_a_label_is_not_answered_by_the_others() -> None:
     y[8, :3] = -1  # as rare, so that neither is alone with its labels
     found = heads(x, y, (0.1, 0.01))
     rows = found.rows()
-    solution = found.solve(rows)
+    solution = logistic.solve(rows, found.strengths)
     held, seen = rows.folds == rows.folds[7], rows.folds >= 0
     assert rows.folds[7] >= 0 and seen.sum() >= 299  # at most one is alone with its labels
     assert np.isnan(solution.held_out[held, 3]).all()
@@ -110,7 +110,7 @@ def test_one_image_with_a_label_is_not_answered_by_the_others() -> None:
 def test_the_path_is_followed_to_its_best_strength() -> None:
     x, y = drawn()
     found = heads(x, y, logistic.STRENGTHS)
-    solution = found.solve(found.rows())
+    solution = solution_of(found)[1]
     losses = [row.cv_loss for row in solution.path]
     assert 0 < solution.best < len(losses) - 1 and losses[solution.best] == min(losses)
 

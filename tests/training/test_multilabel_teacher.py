@@ -30,6 +30,7 @@ from xfer.plan.table import table
 from xfer.report.teacher_section import compared_labels
 from xfer.training import oom
 from xfer.training.feature_moments import moments
+from xfer.training.head_problem import solution_of
 from xfer.training.loss import Distill
 from xfer.training.module import Classifier
 from xfer.training.multilabel_logistic import LabelHeads, LabelProblem
@@ -94,7 +95,7 @@ def heads(weight: float = WEIGHT) -> LabelHeads:
 @pytest.mark.parametrize("weight", [WEIGHT, 1.0])
 def test_a_head_is_solved_for_soft_targets_as_torch_would(weight: float) -> None:
     problem = heads(weight)
-    solution = problem.solve(problem.rows())
+    solution = solution_of(problem)[1]
     (strength,), y = solution.path, torch.tensor(np.tile(problem.labels, (2, 1)))
     # The same problem in another library, with another algorithm in other coordinates.
     mean, std = (torch.tensor(part) for part in moments(problem.views))

@@ -57,7 +57,12 @@ def closest(word: str, words: Iterable[str]) -> str:
             w: difflib.SequenceMatcher(None, w, word.lower()).ratio() for w in lowered if w in near
         }
         return f"did you mean '{lowered[max(ratios, key=lambda w: ratios[w])]}'?"
-    return "allowed: " + ", ".join(allowed[:12]) + (", ..." if len(allowed) > 12 else "")
+    return f"allowed: {first_few(allowed, 12)}"
+
+
+def first_few(names: Sequence[object], most: int) -> str:
+    """``a, b, c, ...``: the first ``most`` of ``names``, and dots where there are more."""
+    return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)
 
 
 def sentence(what: str) -> str:

@@ -16,12 +16,11 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from xfer.core.errors import DataError, closest
+from xfer.core.errors import DataError, closest, first_few
 from xfer.core.files import parsed, read_text
 from xfer.core.read_back import checked
 from xfer.core.types import class_name
 
-_OTHERS = "the image has not been looked at for them"
 _CELLS = {"0": 0, "1": 1, "": -1}
 _SHOWN = 5  # names in a remark
 HARD = frozenset("/,[]{}:'\"\\$")
@@ -131,7 +130,7 @@ def in_one_text(known: Sequence[int], classes: Sequence[str]) -> str:
 
 def unnamed_words(names: Sequence[str]) -> str:
     """A remark on classes that a network knows and data with several labels has not named."""
-    shown = ", ".join(f"'{name}'" for name in names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
+    shown = first_few([f"'{name}'" for name in names], _SHOWN)
     which = f"{len(names)} of the network's classes" if len(names) > 1 else "a class of the network"
     return (
         f"the data does not name {which} ({shown}): of every image that is unknown, and counts "

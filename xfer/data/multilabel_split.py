@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from xfer.core.errors import DataError, plural, printable
+from xfer.core.errors import DataError, first_few, plural, printable
 from xfer.core.types import Dataset, Samples, class_name
 from xfer.data.dataset import look_the_same, of_files
 from xfer.data.folds import into_folds
@@ -218,10 +218,9 @@ def _empty_classes(splits: dict[str, Samples], classes: Sequence[str]) -> list[s
         has, lacks = ((samples.labels == value).any(axis=0) for value in (1, 0))
         lost = [f"'{classes[i]}'" for i in np.flatnonzero(~(has & lacks)).tolist()]
         if lost:
-            more = ", ..." * (len(lost) > _FEW)
             what = "have no image with the label, or none without it"
             lines.append(
-                f"{split}: {', '.join(lost[:_FEW])}{more} {what}: they have no average precision "
+                f"{split}: {first_few(lost, _FEW)} {what}: they have no average precision "
                 "there, and the mean leaves them out"
             )
     return lines

@@ -9,7 +9,7 @@ from unicodedata import normalize
 import numpy as np
 import numpy.typing as npt
 
-from xfer.core.errors import ConfigError, DataError, LabelledDataError, closest, plural
+from xfer.core.errors import ConfigError, DataError, LabelledDataError, closest, first_few, plural
 from xfer.core.seeds import derive
 from xfer.core.text_columns import Picked
 from xfer.core.types import class_name
@@ -231,4 +231,4 @@ def _check_classes(rows: ImageRows, where: object) -> None:
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names[:5]) + (", ..." if len(names) > 5 else "")
+    return first_few([f"'{name}'" for name in names], 5)

@@ -24,6 +24,7 @@ from xfer.core.errors import (
     DataError,
     WeightsError,
     XferError,
+    first_few,
     printable,
     raise_all,
 )
@@ -216,11 +217,10 @@ def in_words(specs: Specs, known: Plain, several: bool) -> str:
     """The lines that the terminal has of :func:`facts`, as the plan of a run has them, of a file
     of one label an image or ``several``."""
     classes, recipe = known["classes"], known["input"]
-    more = ", ..." if len(classes) > _FEW else ""
     pixels = recipe if isinstance(recipe, str) else "{} x {} pixels".format(*recipe["size"])
     lines = [
         ("run", f"{known['experiment']}: {', '.join(known['stages'])}"),
-        ("classes", f"{len(classes)}: {', '.join(classes[:_FEW])}{more}"),
+        ("classes", f"{len(classes)}: {first_few(classes, _FEW)}"),
         ("network", f"{known['model']}, sha256 {known['sha256'][:12]}; {pixels}"),
     ]
     if views := tta_words(specs.tta):

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from xfer.core.errors import first_few
 from xfer.evaluation.leave_one_out import blocks
 
 Floats = npt.NDArray[np.float64]
@@ -186,8 +187,8 @@ def doubts(judged: Judged, labels: Labels, classes: Sequence[str]) -> list[str]:
         )
     alone = [f"'{classes[k]}'" for k in np.flatnonzero(np.bincount(labels) == 1).tolist()]
     if alone:
-        names = ", ".join(alone[:_FEW]) + ", ..." * (len(alone) > _FEW)
-        lines.append(f"audit: an image alone in its class is not judged: {names}")
+        what = "an image alone in its class is not judged"
+        lines.append(f"audit: {what}: {first_few(alone, _FEW)}")
     return lines
 
 

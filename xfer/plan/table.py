@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.config import custom
-from xfer.core.errors import plural, printable
+from xfer.core.errors import first_few, plural, printable
 from xfer.core.types import InputSpec, Plain
 from xfer.data.folds import fold_words
 from xfer.data.image import are_files
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 def table(plan: Plan) -> str:
     """The plan for people: what would run on what, and what would train."""
     facts, card = plan.facts, plan.card
-    more = ", ..." * (len(card.classes) > 8)
     lines = [
         ("experiment", f"{facts['experiment']}, seed {facts['seed']}"),
         ("stages", ", ".join(facts["stages"]) or "none: this is the plan alone"),
-        ("classes", f"{len(card.classes)}: {', '.join(card.classes[:8])}{more}"),
+        ("classes", f"{len(card.classes)}: {first_few(card.classes, 8)}"),
         *_task_lines(plan),
         *_audit_lines(plan),
         *((f"split {name}", _split_line(split)) for name, split in facts["splits"].items()),
@@ -157,9 +156,8 @@ def _columns(lines: Sequence[tuple[str, str]]) -> str:
 def brief(plan: Plan) -> str:
     """The plan of a run that begins, in at most a dozen lines; ``stages=[]`` shows it whole."""
     facts, card = plan.facts, plan.card
-    remarks, names = facts["remarks"], ", ".join(card.classes[:_FEW])
+    remarks = facts["remarks"]
     counts = ", ".join(f"{split['n']:,} {name}" for name, split in facts["splits"].items())
-    more = ", ..." if len(card.classes) > _FEW else ""
     height, width = card.input.size
     parts = [*_certificate_lines(plan)[:1], *_parts(plan), *_teacher_lines(plan)[:1]]
     tta = tta_words(plan.specs.tta)
@@ -168,7 +166,7 @@ def brief(plan: Plan) -> str:
         ("run", f"{facts['experiment']}, seed {facts['seed']}: {', '.join(facts['stages'])}"),
         *([("images", counts)] if counts else []),
         *_fold_lines(plan)[:1],
-        ("classes", f"{len(card.classes)}: {names}{more}"),
+        ("classes", f"{len(card.classes)}: {first_few(card.classes, _FEW)}"),
         *_task_lines(plan),
         *_audit_lines(plan),
         ("network", f"{_name(card.backbone)}, {_name(card.head)} head, {height} x {width} pixels"),
@@ -232,8 +230,7 @@ def _training_brief(plan: Plan) -> list[tuple[str, str]]:
 
 def _split_line(split: Plain) -> str:
     counts = [f"{name} {n}" for name, n in split["per_class"].items()]
-    more = ", ..." * (len(counts) > 6)
-    return f"{plural(split['n'], 'image')} ({', '.join(counts[:6])}{more})"
+    return f"{plural(split['n'], 'image')} ({first_few(counts, 6)})"
 
 
 def _spec_line(facts: Plain) -> str:

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from xfer.core.errors import printable
+from xfer.core.errors import first_few, printable
 
 ABSENT = "–"
 
@@ -84,8 +84,7 @@ def listed(value: Any, most: int = 6) -> str:
         return number(value)
     if not value:
         return "0"
-    names = ", ".join(map(short, value[:most])) + (", ..." if len(value) > most else "")
-    return f"{len(value):,}: {names}"
+    return f"{len(value):,}: {first_few([short(each) for each in value], most)}"
 
 
 def words(value: Any) -> str:

@@ -21,8 +21,8 @@ from xfer.evaluation.calibration import (
     fit_vector,
     scaling_of,
 )
-from xfer.training.logistic import Refolded, folds, held_out
-from xfer.training.multilabel_logistic import LabelProblem, label_folds
+from xfer.training.logistic import folds, held_out
+from xfer.training.multilabel_logistic import label_folds
 from xfer.training.optim import Exact
 from xfer.weights.formats.checkpoint_format import read_snapshot, write_snapshot
 
@@ -54,16 +54,14 @@ def calibrate_solved(
     if planned.method == "none":
         return plan.card
     seed = None if grouped else derive("calibration", plan.specs.seed)
-    several = rows.labels.ndim == 2
-    anew = Refolded(LabelProblem, label_folds) if several else None
-    logits, fold_of = held_out(rows, solution, seed, anew)
+    logits, fold_of = held_out(rows, solution, seed)
     labels, seen = rows.labels, fold_of >= 0
     if not seen.all():  # else nothing is copied
         logits, labels, fold_of = logits[seen], labels[seen], fold_of[seen]
     made = calibrate(logits, labels, fold_of, planned.method, classes, planned.may_shift)
     parts = len(np.unique(fold_of))
     card = _folded(plan, net, made, f"training images held out in {parts} folds")
-    if not several:
+    if rows.labels.ndim == 1:
         return card
     # Chosen on the same answers as before, which are now scaled.
     scaled = made.scaling.of(solution.held_out)
@@ -86,12 +84,11 @@ def calibrate_best(plan: Plan, path: Path, cached: CachedFeatures | None, lead: 
     net = restore(path, snapshot, *pieces(snapshot.card, plan.specs.make)).eval()
     answers = _answers(plan, net, cached, lead)
     labels = plan.split("val").labels
-    several, seed = labels.ndim == 2, derive("calibration", plan.specs.seed)
-    fold_of = label_folds(labels, FOLDS, seed) if several else folds(labels, FOLDS, seed)
+    fold_of = _folds(labels, plan.specs.seed)
     asked, classes = plan.calibration.method, plan.card.classes
     made = calibrate(answers.logits, labels, fold_of, asked, classes)
     card = _folded(plan, net, made, "validation images")
-    if several:
+    if labels.ndim == 2:
         card = replace(card, task=_scaled_task(plan, snapshot.card.task, made, answers, labels))
     _check(plan, net, answers, card)
     changed = {f"{layer}.{kind}" for layer in plan.calibration.layers for kind in _KINDS}
@@ -99,6 +96,11 @@ def calibrate_best(plan: Plan, path: Path, cached: CachedFeatures | None, lead: 
     whole = replace(snapshot.card, calibration=card.calibration, task=card.task)
     write_snapshot(path, replace(snapshot, card=whole, state={**snapshot.state, **scaled}))
     return card
+
+
+def _folds(labels: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
+    spread = label_folds if labels.ndim == 2 else folds
+    return spread(labels, FOLDS, derive("calibration", seed))
 
 
 def _scaled_task(
@@ -191,8 +193,7 @@ def before_and_after(
     earlier = replace(answers, logits=copied(before, np.float32))
     if facts["fitted_on"] != "val" or not fitted_on_them:
         return BeforeAndAfter(earlier, answers, False)
-    spread = label_folds if answers.labels.ndim == 2 else folds
-    fold_of = spread(answers.labels, FOLDS, derive("calibration", seed))
+    fold_of = _folds(answers.labels, seed)
     fit = fit_vector if scaling.method == "vector" else fit_temperature
     after = cross_fitted(before, answers.labels, fold_of, fit)
     return BeforeAndAfter(earlier, replace(answers, logits=copied(after, np.float32)), True)

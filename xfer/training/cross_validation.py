@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from xfer.core.errors import CombinationError
-from xfer.core.live_line import counted
 from xfer.core.seeds import derive
 from xfer.data.folds import inner
 from xfer.training import logistic
@@ -83,10 +82,6 @@ class HeadProblem:
             self.soft if every or self.soft is None else self.soft.of(chosen),
         )
 
-    def solve(self, rows: logistic.TrainingRows, nearly: bool = False) -> logistic.Solution:
-        """The head of least loss on ``rows``, those of :meth:`rows`; see :func:`logistic.solve`."""
-        return logistic.solve(rows, self.strengths, nearly)
-
 
 def refuse_blind(strengths: Sequence[float], folds: npt.NDArray[np.int64]) -> None:
     """Raise CombinationError where one of several ``strengths`` is to be chosen and no image is
@@ -95,40 +90,3 @@ def refuse_blind(strengths: Sequence[float], folds: npt.NDArray[np.int64]) -> No
         what = "is chosen by images that are held out, and each class has one image, or one group"
         fix = "type head=prototype or optim=exact optim.l2=0.1, or add images"
         raise CombinationError("optim.l2", what, fix, 9)
-
-
-class Solvable(Protocol):
-    """A head that is solved on parts of its images: :class:`HeadProblem`, or of several labels an
-    image :class:`xfer.training.multilabel_logistic.LabelHeads`."""
-
-    @property
-    def held(self) -> Matrix:
-        """The view (n, d) that held-out images are judged by."""
-
-    @property
-    def classes(self) -> int:
-        """How many logits there are."""
-
-    def rows(self, members: npt.NDArray[np.int64] | None = None, *position: int) -> Any:
-        """The problem on the images at ``members``."""
-
-    def solve(self, rows: Any, nearly: bool = False) -> logistic.Solution:
-        """The head of least loss on ``rows``."""
-
-
-def out_of_fold(problem: Solvable, folds: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """Logits of every image by the fit on the other folds, float32 (repeats, n, classes).
-
-    ``folds`` int64 (repeats, n): the fold that an image is in. Raises as
-    :meth:`HeadProblem.rows`.
-    """
-    logits = np.empty((*folds.shape, problem.classes), np.float32)
-    turns = [(i, fold) for i, row in enumerate(folds) for fold in np.unique(row).tolist()]
-    for repeat, fold in counted(turns, "cross-validation", len(turns)):
-        held = folds[repeat] == fold
-        # The table has six digits of a probability: the final model alone needs more.
-        rows = problem.rows(np.flatnonzero(~held), repeat, fold)
-        solution = problem.solve(rows, nearly=True)
-        best = solution.path[solution.best]
-        logits[repeat, held] = problem.held[held] @ best.weight.T + best.bias
-    return logits

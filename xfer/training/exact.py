@@ -35,7 +35,6 @@ from xfer.models.network import assemble
 from xfer.training import logistic
 from xfer.training.calibrate import calibrate_solved
 from xfer.training.certificate_fit import HeldOut, answers_with_features, certify
-from xfer.training.cross_validation import out_of_fold
 from xfer.training.distributed.group import ALONE, ProcessGroup
 from xfer.training.distributed.rendezvous import NOBODY, Lead, SentPlan
 from xfer.training.feature_moments import blocks
@@ -51,6 +50,7 @@ from xfer.training.head_problem import (
     Heads,
     SolvedRows,
     held_out_answers,
+    out_of_fold,
     problem_of,
     solution_of,
     summary_of,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from xfer.core.errors import plural
+from xfer.core.live_line import counted
 from xfer.core.text_columns import Picked
 from xfer.core.types import Plain, Predictions
 from xfer.evaluation.multilabel_metrics import label_values
@@ -88,13 +89,27 @@ def solution_of(
 ) -> tuple[SolvedRows, logistic.Solution]:
     """The rows of a problem on the images at ``members`` (n,), or on all, and the path of its
     solutions; ``folds`` (n,) stand in place of those that it would draw."""
-    if isinstance(problem, LabelHeads):
-        labelled = problem.rows(members)
-        labelled = labelled if folds is None else replace(labelled, folds=folds)
-        return labelled, problem.solve(labelled)
     rows = problem.rows(members)
     rows = rows if folds is None else replace(rows, folds=folds)
-    return rows, problem.solve(rows)
+    return rows, logistic.solve(rows, problem.strengths)
+
+
+def out_of_fold(problem: Heads, folds: Labels) -> npt.NDArray[np.float32]:
+    """Logits of every image by the fit on the other folds, float32 (repeats, n, classes).
+
+    ``folds`` int64 (repeats, n): the fold that an image is in. Raises as
+    :meth:`xfer.training.cross_validation.HeadProblem.rows`.
+    """
+    logits = np.empty((*folds.shape, problem.classes), np.float32)
+    turns = [(i, fold) for i, row in enumerate(folds) for fold in np.unique(row).tolist()]
+    for repeat, fold in counted(turns, "cross-validation", len(turns)):
+        held = folds[repeat] == fold
+        # The table has six digits of a probability: the final model alone needs more.
+        rows = problem.rows(np.flatnonzero(~held), repeat, fold)
+        solution = logistic.solve(rows, problem.strengths, nearly=True)
+        best = solution.path[solution.best]
+        logits[repeat, held] = problem.held[held] @ best.weight.T + best.bias
+    return logits
 
 
 def summary_of(facts: Plain) -> str:

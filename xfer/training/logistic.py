@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from xfer.evaluation.calibration import log_losses
 from xfer.training.principal_axes import SMALL, Axes
 
 if TYPE_CHECKING:
+    from xfer.training.multilabel_logistic import LabelRows
     from xfer.training.soft_targets import SoftTargets
 
     Matrix = npt.NDArray[Any]
@@ -69,6 +70,14 @@ class TrainingRows:
         """What each image counts in the mean of the loss, (n,)."""
         return np.asarray(self.weights * self.class_weights[self.labels])
 
+    def problem(self) -> Axes:
+        """The loss of a head for these images."""
+        return Problem(self)
+
+    def divided(self, count: int, seed: int) -> TrainingRows:
+        """The same in ``count`` other folds, drawn from ``seed``."""
+        return replace(self, folds=folds(self.labels, count, seed))
+
 
 @dataclass(frozen=True)
 class Strength:
@@ -98,7 +107,9 @@ class Solution:
 
 
 def solve(
-    rows: TrainingRows, strengths: Sequence[float] = STRENGTHS, nearly: bool = False
+    rows: TrainingRows | LabelRows,
+    strengths: Sequence[float] = STRENGTHS,
+    nearly: bool = False,
 ) -> Solution:
     """The head of least cross-validated loss; ``nearly`` at its optimum, to a part in 1e9 of the
     loss, which takes fewer steps. Of several ``strengths`` each is the same part of the one before.
@@ -106,11 +117,7 @@ def solve(
     The path continues below the last of several ``strengths`` while the loss still falls, and ends
     early once it has risen for three strengths.
     """
-    return follow(Problem(rows), strengths, nearly)
-
-
-def follow(problem: Axes, strengths: Sequence[float], nearly: bool = False) -> Solution:
-    """The solutions of ``problem`` from the strongest of ``strengths`` on; see :func:`solve`."""
+    problem = rows.problem()
     ks: list[int | None] = [int(k) for k in np.unique(problem.folds) if k >= 0]
     before: dict[int | None, list[Matrix]] = {k: [] for k in (*ks, None)}
     path: list[Strength] = []
@@ -144,21 +151,12 @@ def _ahead(before: Sequence[Matrix]) -> Matrix | None:
     return np.asarray(sum(w * theta for w, theta in zip(weights, before, strict=True)))
 
 
-class Refolded(NamedTuple):
-    """How a problem is divided anew: the ``problem`` of its rows, and what divides their labels
-    into so many folds, drawn from a seed."""
-
-    problem: Callable[[Any], Axes]
-    folds: Callable[[npt.NDArray[np.int64], int, int], npt.NDArray[np.int64]]
-
-
 def held_out(
-    rows: Any, solution: Solution, seed: int | None, anew: Refolded | None = None
+    rows: TrainingRows | LabelRows, solution: Solution, seed: int | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """The logits (n, classes) of every image by a fit at the best strength that had not seen it,
     NaN for one that is never held out, and the fold of each (n,): of a small problem in
     :data:`MANY_FOLDS` folds drawn from ``seed``, else, or without one, those of ``solution``.
-    ``anew`` says how the rows are divided, by default as those of one label an image.
 
     Fits of four fifths of few images are less sure of what they answer, and more often wrong, than
     that of all of them, which a temperature would take for its own.
@@ -166,9 +164,8 @@ def held_out(
     count = len(rows.views) * len(rows.labels)
     if seed is None or count * min(count, rows.held.shape[1]) > SMALL:
         return solution.held_out, rows.folds
-    anew = anew or Refolded(Problem, folds)
-    fold_of = anew.folds(rows.labels, MANY_FOLDS, seed)
-    problem = anew.problem(replace(rows, folds=fold_of))
+    rows = rows.divided(MANY_FOLDS, seed)
+    fold_of, problem = rows.folds, rows.problem()
     best = solution.path[solution.best]
     logits = np.full((len(rows.labels), problem.classes), np.nan, np.float32)
     with problem.threads():
@@ -268,31 +265,24 @@ class Problem(Axes):
                 known[part.start] = target
         return target
 
-    def loss(self, theta: Matrix, shares: Matrix, l2: float) -> tuple[float, Matrix]:
-        """The mean loss with each image's share in it, penalised, and its gradient."""
-        inner = theta[:, :-1] if self.inside else theta[:, :-1] @ self.axes.T
-        inner, bias = inner.astype(self.dtype), theta[:, -1].astype(self.dtype)
-        gradient, of_bias, total = np.zeros(inner.shape), np.zeros(self.classes), 0.0
-        soft = self.rows.soft
-        # Weights of classes are of the labels' part alone.
-        apart = 1 / (float(shares.sum()) * len(self.rows.views))
-        for i, part, z in self._blocks():
-            # A row a class: few classes are summed image beside image then, many at once.
-            target = self._target(shares, part)
-            logits = inner @ z.T
-            logits += bias[:, None]
-            logits -= logits.max(axis=0)
-            odds = np.exp(logits)
-            sums = odds.sum(axis=0)
-            logits -= np.log(sums)
-            total -= float(np.vdot(target, logits))
-            odds *= target.sum(axis=0) / sums
-            odds -= target
-            if soft is not None:  # the log-probabilities are logits as good as any
-                whole: Matrix = shares[part, None].astype(self.dtype)
-                total += soft.add(i, part, logits.T, apart * whole, odds.T)
-            gradient += odds @ z
-            of_bias += odds.sum(axis=1)
-        along = gradient if self.inside else gradient @ self.axes
-        total += l2 / 2 * float((theta[:, :-1] ** 2).sum())
-        return total, np.column_stack([along + l2 * theta[:, :-1], of_bias])
+    def slopes(
+        self, view: int, part: slice, z: Matrix, head: tuple[Matrix, Matrix], shares: Matrix
+    ) -> tuple[float, Matrix]:
+        """See :meth:`xfer.training.principal_axes.Axes.slopes`."""
+        # A row a class: few classes are summed image beside image then, many at once.
+        (weight, bias), target = head, self._target(shares, part)
+        logits = weight @ z.T
+        logits += bias[:, None]
+        logits -= logits.max(axis=0)
+        odds = np.exp(logits)
+        sums = odds.sum(axis=0)
+        logits -= np.log(sums)
+        total = -float(np.vdot(target, logits))
+        odds *= target.sum(axis=0) / sums
+        odds -= target
+        if self.rows.soft is not None:  # the log-probabilities are logits as good as any
+            # Weights of classes are of the labels' part alone.
+            apart = 1 / (float(shares.sum()) * len(self.rows.views))
+            whole: Matrix = shares[part, None].astype(self.dtype)
+            total += self.rows.soft.add(view, part, logits.T, apart * whole, odds.T)
+        return total, odds

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,6 +64,14 @@ class LabelRows:
         """The same of no."""
         return np.asarray((self.labels != 1) * (1 - self.smoothing) + self.smoothing / 2)
 
+    def problem(self) -> Axes:
+        """The loss of a head for these images."""
+        return LabelProblem(self)
+
+    def divided(self, count: int, seed: int) -> LabelRows:
+        """The same in ``count`` other folds, drawn from ``seed``."""
+        return replace(self, folds=label_folds(self.labels, count, seed))
+
 
 class LabelProblem(Axes):
     """The sum over the classes of the mean binary cross-entropy of their known labels, penalised:
@@ -104,29 +112,23 @@ class LabelProblem(Axes):
         asked = asked / (asked.sum() * len(rows.views))
         return np.column_stack([(1 - rows.soft.weight) * shares, asked])
 
-    def loss(self, theta: Matrix, shares: Matrix, l2: float) -> tuple[float, Matrix]:
-        """See :class:`xfer.training.principal_axes.Axes`."""
-        inner = theta[:, :-1] if self.inside else theta[:, :-1] @ self.axes.T
-        inner, bias = inner.astype(self.dtype), theta[:, -1].astype(self.dtype)
-        gradient, of_bias, total = np.zeros(inner.shape), np.zeros(self.classes), 0.0
-        known, soft = shares[:, : self.classes], self.rows.soft
-        for i, part, z in self._blocks():
-            yes, no = (known[part] * side[part] for side in (self.yes, self.no))
-            logits = z @ inner.T + bias
-            below = np.exp(-np.abs(logits))
-            far = np.log1p(below)
-            total += float((yes * (far + np.maximum(-logits, 0))).sum())
-            total += float((no * (far + np.maximum(logits, 0))).sum())
-            p = np.where(logits >= 0, 1.0, below) / (1.0 + below)
-            slope = ((yes + no) * p - yes).astype(self.dtype)
-            if soft is not None:
-                asked = shares[part, self.classes :].astype(self.dtype)
-                total += soft.add_labels(i, part, logits, asked, slope)
-            gradient += slope.T @ z
-            of_bias += slope.sum(axis=0)
-        along = gradient if self.inside else gradient @ self.axes
-        total += l2 / 2 * float((theta[:, :-1] ** 2).sum())
-        return total, np.column_stack([along + l2 * theta[:, :-1], of_bias])
+    def slopes(
+        self, view: int, part: slice, z: Matrix, head: tuple[Matrix, Matrix], shares: Matrix
+    ) -> tuple[float, Matrix]:
+        """See :meth:`xfer.training.principal_axes.Axes.slopes`."""
+        (weight, bias), known = head, shares[part, : self.classes]
+        yes, no = (known * side[part] for side in (self.yes, self.no))
+        logits = z @ weight.T + bias
+        below = np.exp(-np.abs(logits))
+        far = np.log1p(below)
+        total = float((yes * (far + np.maximum(-logits, 0))).sum())
+        total += float((no * (far + np.maximum(logits, 0))).sum())
+        p = np.where(logits >= 0, 1.0, below) / (1.0 + below)
+        slope = ((yes + no) * p - yes).astype(self.dtype)
+        if self.rows.soft is not None:
+            asked = shares[part, self.classes :].astype(self.dtype)
+            total += self.rows.soft.add_labels(view, part, logits, asked, slope)
+        return total, slope.T
 
     def answer(self, theta: Matrix, fold: int, into: npt.NDArray[np.float32]) -> None:
         """Write the logits of the images that ``fold`` holds out; those of a class without a
@@ -202,11 +204,6 @@ class LabelHeads:
             soft = soft.of(members)
         often = label_odds(labels) if self.balanced else np.ones(len(labels))
         return LabelRows(views, held, labels, weights, self.smoothing, folds, often, soft)
-
-    def solve(self, rows: LabelRows, nearly: bool = False) -> logistic.Solution:
-        """The head of least loss on ``rows``; one strength for all classes, by the mean log loss of
-        held-out labels."""
-        return logistic.follow(LabelProblem(rows), self.strengths, nearly)
 
 
 def label_folds(labels: Ints, count: int, seed: int, groups: Sequence[str] | None = None) -> Ints:

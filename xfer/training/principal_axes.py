@@ -103,8 +103,25 @@ class Axes(ABC):
         classes differ, (n, classes)."""
 
     @abstractmethod
+    def slopes(
+        self, view: int, part: slice, z: Matrix, head: tuple[Matrix, Matrix], shares: Matrix
+    ) -> tuple[float, Matrix]:
+        """The loss of the images ``part`` of a view, whose features are ``z``, under the ``head``:
+        weight (classes, r) and bias (classes,); and its slope by each logit, (classes, m)."""
+
     def loss(self, theta: Matrix, shares: Matrix, l2: float) -> tuple[float, Matrix]:
         """The loss of parameters with each image's share in it, penalised, and its gradient."""
+        inner = theta[:, :-1] if self.inside else theta[:, :-1] @ self.axes.T
+        head = inner.astype(self.dtype), theta[:, -1].astype(self.dtype)
+        gradient, of_bias, total = np.zeros(inner.shape), np.zeros(self.classes), 0.0
+        for view, part, z in self._blocks():
+            loss, slope = self.slopes(view, part, z, head, shares)
+            total += loss
+            gradient += slope @ z
+            of_bias += slope.sum(axis=1)
+        along = gradient if self.inside else gradient @ self.axes
+        total += l2 / 2 * float((theta[:, :-1] ** 2).sum())
+        return total, np.column_stack([along + l2 * theta[:, :-1], of_bias])
 
     @abstractmethod
     def judged(self, held_out: npt.NDArray[np.float32]) -> tuple[float, float]:

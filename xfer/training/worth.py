@@ -23,7 +23,7 @@ from xfer.plan.plan import Plan
 from xfer.training import logistic
 from xfer.training.backbone_features import BackboneFeatures, backbone_features
 from xfer.training.feature_moments import blocks
-from xfer.training.multilabel_logistic import LabelProblem, LabelRows, label_folds
+from xfer.training.multilabel_logistic import LabelRows, label_folds
 from xfer.training.multilabel_subsampling import LabelSubsamples, subsampled_labels
 from xfer.training.subsampling import FOLDS, Subsamples, subsampled
 
@@ -197,14 +197,14 @@ def _check(
         if not len(some):
             return {**facts, name: None, "expected": None, "inside": None}
     ones = np.ones(len(labels))
+    given: logistic.TrainingRows | LabelRows
     if labels.ndim == 2:
         even, folds = np.ones(labels.shape[1]), label_folds(labels, FOLDS, 0)
-        of_labels = LabelRows([rows], rows, labels, even, 0.0, folds, ones)
-        solution = logistic.follow(LabelProblem(of_labels), logistic.STRENGTHS)
+        given = LabelRows([rows], rows, labels, even, 0.0, folds, ones)
     else:
         even, folds = np.ones(int(labels.max()) + 1), logistic.folds(labels, FOLDS, 0)
         given = logistic.TrainingRows([rows], rows, labels, ones, even, 0.0, folds)
-        solution = logistic.solve(given, logistic.STRENGTHS)
+    solution = logistic.solve(given)
     best = solution.path[solution.best]
     weight, bias = best.weight, best.bias
     logits = (np.asarray(held[part], np.float64) @ weight.T + bias for part in blocks(held))

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from xfer.core.errors import WeightsError
+from xfer.core.errors import WeightsError, first_few
 from xfer.weights.content import USED, TensorRow, Weights
 from xfer.weights.match_by_order import by_order
 from xfer.weights.reshape import grid_of
@@ -80,9 +80,9 @@ def modules_of(name: str) -> list[str]:
 def _examples(rows: Sequence[TensorRow]) -> str:
     texts = [
         f"{row.name or row.key}" + (f" {row.note}" if row.fate == "wrong shape" else "")
-        for row in rows[:_EXAMPLES]
+        for row in rows
     ]
-    return ", ".join(texts) + (", ..." if len(rows) > _EXAMPLES else "")
+    return first_few(texts, _EXAMPLES)
 
 
 def _of_strangers(

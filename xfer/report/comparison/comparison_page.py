@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from xfer.core.errors import first_few
 from xfer.core.types import Plain
 from xfer.evaluation.metrics import METRICS
 from xfer.evaluation.multilabel_metrics import LABEL_METRICS
@@ -90,7 +91,7 @@ def verdict(runs: Sequence[RunRecord], tested: Sequence[Paired]) -> list[str]:
     verb = "differs" if len(differ) == 1 else "differ"
     lines.append(
         f"{len(differ)} of {len(known)} pairs {verb} with p < {_SURE} by McNemar's exact test"
-        + (f": {', '.join(differ[:6])}" + ", ..." * (len(differ) > 6) if differ else "")
+        + (f": {first_few(differ, 6)}" if differ else "")
     )
     return lines
 

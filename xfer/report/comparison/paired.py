@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from xfer.core.errors import CommandError
+from xfer.core.errors import CommandError, first_few
 from xfer.evaluation.multilabel_bootstrap import MapGap, map_gap
 from xfer.evaluation.statistics import mcnemar
 from xfer.report.comparison.read_run import RunRecord, Said
@@ -73,8 +73,8 @@ def check_together(runs: Sequence[RunRecord]) -> None:
             what = f"has one label an image, and {several.folder} has several"
             raise CommandError(single.folder, what, "compare runs of one task", 22)
         if set(one.classes) != set(other.classes):
-            only = sorted(set(one.classes) ^ set(other.classes))
-            shown = ", ".join(f"'{name[:40]}'" for name in only[:3]) + ", ..." * (len(only) > 3)
+            only = [f"'{name[:40]}'" for name in sorted(set(one.classes) ^ set(other.classes))]
+            shown = first_few(only, 3)
             what = f"has other classes than {one.folder}: {shown} in one of them alone"
             fix = "compare runs of the same data"
             raise CommandError(other.folder, what, fix, 22)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from xfer.config.verbs import override
-from xfer.core.errors import SweepError, printable
+from xfer.core.errors import SweepError, first_few, printable
 from xfer.core.files import read_text
 from xfer.core.log import log, open_log
 from xfer.core.run_folder import LOCK, is_live
@@ -272,4 +272,4 @@ class QueueRunner:
     def _listed(self) -> str:
         names = sorted(self.queue.names.items())
         shown = [f"{self.noun} {number} is {name}" for number, name in names]
-        return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
+        return first_few(shown, 8)

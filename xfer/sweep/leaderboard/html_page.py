@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from xfer.config.provenance import override_key
 from xfer.config.schema import value_at
-from xfer.core.errors import printable
+from xfer.core.errors import first_few, printable
 from xfer.evaluation.statistics import wilson
 from xfer.report import overlay
 from xfer.report.card import Section
@@ -51,8 +51,7 @@ def verdict(sweep: SweepRecord, rows: Sequence[RankedJob]) -> list[str]:
         lead = f"{len(first)} of {len(rows)} jobs {are} on the Pareto front of {aims}"
         return [lead, f"First by {objective.metric}: {score}", jobs]
     others = [str(job.number) for job in first[1:]]
-    listed = ", ".join(others[:8]) + ", ..." * (len(others) > 8)
-    ties = f", tied with job{'s' * (len(others) > 1)} {listed}" if others else ""
+    ties = f", tied with job{'s' * (len(others) > 1)} {first_few(others, 8)}" if others else ""
     return [f"Best: {score}{ties}", jobs]
 
 

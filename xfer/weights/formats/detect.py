@@ -7,7 +7,7 @@ import re
 import stat
 from pathlib import Path
 
-from xfer.core.errors import SafetyError, WeightsError, XferError
+from xfer.core.errors import SafetyError, WeightsError, XferError, first_few
 from xfer.weights.formats.zip_check import peek
 
 TORCH, LEGACY, SAFETENSORS, NPZ = "torch checkpoint", "torch legacy pickle", "safetensors", "npz"
@@ -247,6 +247,6 @@ def _sharded(path: Path) -> WeightsError:
         head = stream.read(HEAD)
     names = re.findall(rb'"([^"\\/]{1,200}\.(?:safetensors|bin|pt|pth))"', head)
     parts = list(dict.fromkeys(name.decode("utf-8", "replace") for name in names))
-    named = f" ({', '.join(parts[:3])}{', ...' if len(parts) > 3 else ''})" if parts else ""
+    named = f" ({first_few(parts, 3)})" if parts else ""
     fix = "join the files into one: torch.save({**part_1, **part_2}, FILE)"
     return WeightsError(path, f"is the index of weights in several files{named}", fix, 93)

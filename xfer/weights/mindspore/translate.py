@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from xfer.core.errors import ConfigError, WeightsError, closest
+from xfer.core.errors import ConfigError, WeightsError, closest, first_few
 from xfer.core.types import Plain, StateDict
 from xfer.weights.content import Content
 
@@ -151,7 +151,7 @@ def _recognised(state: StateDict, where: object) -> tuple[str, str]:
             raise WeightsError(where, what, f"choose one: source.strip={several[0]}", 77)
     raise WeightsError(
         where,
-        f"its names are those of no known dialect ({_examples(names)})",
+        f"its names are those of no known dialect ({first_few(names, 3)})",
         "type source.dialect=plain where they are torch's but for gamma, beta and moving_*; "
         f"known: {about}",
         70,
@@ -180,7 +180,7 @@ def _prefix_of_dialect(names: list[str], dialect: str, where: object) -> str:
         return ""
     prefix = _prefix(names, known[dialect]["marks"])
     if prefix is None:
-        what = f"its names ({_examples(names)}) are not those of {known[dialect]['about']}"
+        what = f"its names ({first_few(names, 3)}) are not those of {known[dialect]['about']}"
         raise WeightsError(where, what, "leave out source.dialect, or choose another", 71)
     return prefix
 
@@ -216,7 +216,3 @@ def _stripped(names: list[str], prefix: str, head: str | None) -> dict[str, str]
     if len({match[1] for match in bare.values()}) != 1:
         return inner
     return {old: f"{head}.{bare[n][2]}" if n in bare else n for old, n in inner.items()}
-
-
-def _examples(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
