@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hydra_plugins.xfer_slurm import SlurmConf
 from hydra_plugins.xfer_slurm._launch import Submitter
 from hydra_plugins.xfer_slurm._queue import SlurmQueue
 from xfer.config.help import config_dir
+from xfer.core import control_groups
 from xfer.core.errors import ConfigError, Problems
 from xfer.sweep.slurm import NodeKind, Request, check, handed_over, nodes
 from xfer.sweep.space import Job
@@ -90,6 +92,7 @@ def test_every_launcher_is_one_that_the_plugin_gives() -> None:
 SBATCH = """#!/bin/sh
 echo "Submitted batch job 4$(ls {home} | wc -l)"
 cp "$1" {home}/$(date +%s%N)
+echo "${{OMP_NUM_THREADS-none}}" > {home}.threads
 exit {code}
 """
 
@@ -159,3 +162,18 @@ def test_jobs_that_sbatch_did_not_tell_of_are_found_by_their_script_and_get_what
         assert handed_over(folder)["slurm"] == again.names[job.number]
         call = utils.DelayedSubmission.load(again.submitter.jobs[job.number].paths.submitted_pickle)
         assert call.args[2] == job.number and f"++seed={job.number}" in call.args[0]
+
+
+def test_a_job_is_not_told_how_many_processors_its_login_node_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control_groups, "processors_left", lambda *_: 2.0)
+    monkeypatch.delenv(control_groups.THREADS, raising=False)
+    cluster = Cluster(tmp_path, monkeypatch, "")
+    for typed in (None, "3"):
+        if typed:
+            monkeypatch.setenv(control_groups.THREADS, typed)
+        control_groups.compute_on_busy_cores()
+        assert os.environ[control_groups.THREADS] == (typed or str(control_groups.busy_cores()))
+        cluster.submitter().submit([(0, ["seed=0"])], cluster.sweep)
+        assert (tmp_path / "home.threads").read_text() == f"{typed or 'none'}\n"
