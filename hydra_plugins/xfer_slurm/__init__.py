@@ -35,7 +35,7 @@ class SlurmConf:
     signal_delay_s: int = 120
     setup: list[str] | None = None
     additional_parameters: dict[str, Any] = field(default_factory=dict)
-    submitit_folder: str = "${hydra.sweep.dir}/.submitit/%j"
+    submitit_folder: str = "${hydra.sweep.dir}/.submitit"
 
 
 _STORE = ConfigStore.instance()

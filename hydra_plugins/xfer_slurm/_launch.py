@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +35,17 @@ class Submitter:
     _cancelled: bool = False
     _asked: float = field(default_factory=time.monotonic)
     _absent: set[int] = field(default_factory=set)
-    _known: set[str] | None = None
+    _known: dict[str, str] | None = None
 
-    def submit(self, rows: Sequence[tuple[int, Sequence[str]]], home: Path) -> None:
+    def submit(
+        self,
+        rows: Sequence[tuple[int, Sequence[str]]],
+        home: Path,
+        note: Callable[[int, slurm.HandedOver], None] = lambda number, facts: None,
+    ) -> None:
         """Hand over numbered rows of overrides, several as one array, and where it may not hold as
-        many as several. ``home`` is the sweep's folder. Raises ConfigError where Slurm refuses."""
+        many as several. ``home`` is the sweep's folder; ``note`` gets what is to be known of each
+        before Slurm has it, and again with its name. Raises ConfigError where Slurm refuses."""
         plain, request = asked(self.params, self.given["config"], [row for _, row in rows])
         submitit, launcher = _submitit()
         leave_threads_open()
@@ -46,11 +54,9 @@ class Submitter:
         home.mkdir(parents=True, exist_ok=True)
         # Hydra's folder of a sweep is a new one also where an earlier sweep is resumed.
         new = str(self.given["config"].hydra.sweep.dir)
-        folder = plain["submitit_folder"].replace(new, str(home))
-        executor = submitit.AutoExecutor(
-            cluster="slurm", folder=folder, slurm_max_num_timeout=plain["max_num_timeout"]
+        within = submitit.core.utils.JobPaths.get_first_id_independent_folder(
+            plain["submitit_folder"].replace(new, str(home))
         )
-        executor.update_parameters(name="xfer", **parameters(plain, request))
         calls = [
             (list(row), "hydra.sweep.dir", number, f"job_id_for_{number}", Singleton.get_state())
             for number, row in rows
@@ -58,29 +64,44 @@ class Submitter:
         size = slurm.largest_array() if len(rows) > 1 else 1
         for start in range(0, len(rows), size):
             part = calls[start : start + size]
+            # A folder for each submission, by whose script squeue finds its jobs. They write there
+            # too: one of a job's name is there only when sbatch has come back, the job before.
+            folder = str(within / uuid.uuid4().hex[:12])
+            executor = submitit.AutoExecutor(
+                cluster="slurm", folder=folder, slurm_max_num_timeout=plain["max_num_timeout"]
+            )
+            executor.update_parameters(name="xfer", **parameters(plain, request))
+            for at, call in enumerate(part):
+                index = at if len(part) > 1 else None
+                note(call[2], {"slurm": None, "index": index, "files": folder})
             try:
                 submitted = executor.map_array(job, *zip(*part, strict=True))
             except submitit.core.utils.FailedJobError as error:
                 said = (str(error).strip().splitlines() or ["no reason"])[-1]
                 fix = "see the options of hydra.launcher"
                 raise ConfigError("hydra/launcher", f"Slurm refused: {said}", fix, 75) from error
-            self.jobs.update(zip((call[2] for call in part), submitted, strict=True))
+            for call, taken in zip(part, submitted, strict=True):
+                self.jobs[call[2]] = taken
+                note(call[2], {"slurm": taken.job_id, "files": folder})
 
-    def rejoin(self, number: int, name: str, folder: str) -> bool:
-        """Whether Slurm has the job of that ``name``, whose files are in ``folder``, still."""
+    def rejoin(self, number: int, facts: slurm.HandedOver) -> bool:
+        """Whether Slurm has the job with these ``facts`` still."""
         if self._known is None:
             self._known = slurm.queued()
         if self._known is None:
             raise ConfigError("hydra/launcher", "squeue gives no answer", "try again later", 75)
-        if name not in self._known:
+        if (name := slurm.name_of(facts, self._known)) is None:
             return False
         from submitit.slurm.slurm import SlurmJob
 
-        job: Any = SlurmJob(folder=folder, job_id=name)
+        job: Any = SlurmJob(folder=facts["files"], job_id=name)
         # One whose result is there is none to wait for.
         held = not job.task(0).paths.result_pickle.exists()
         if held:
             self.jobs[number] = job
+        # A job waits a minute for its call, which it is given once sbatch has said its name.
+        if held and facts["slurm"] is None and (call := _undelivered(facts["files"]).get(number)):
+            job.paths.move_temporary_file(call, "submitted_pickle")
         return held
 
     def ended(self) -> list[tuple[int, JobReturn]]:
@@ -147,6 +168,15 @@ def _submitit() -> tuple[Any, Any]:
         fix = f"install it: pip install '{DISTRIBUTION}[slurm]'"
         raise ConfigError("hydra/launcher", f"{error.name} is not installed", fix, 80) from error
     return submitit, SlurmLauncher
+
+
+@cache
+def _undelivered(folder: str) -> dict[int, Path]:
+    """By number, what a submission that was killed, or failed, has not given to its jobs."""
+    from submitit.core.utils import DelayedSubmission
+
+    left = [path for path in Path(folder).glob("*.pkl") if "_" not in path.name]
+    return {DelayedSubmission.load(path).args[2]: path for path in left}
 
 
 def _outcome(job: Any) -> JobReturn:

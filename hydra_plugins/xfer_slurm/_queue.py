@@ -33,19 +33,18 @@ class SlurmQueue:
     def submit(self, jobs: Sequence[tuple[Job, Path]]) -> None:
         """One Slurm job, or one array of several."""
         rows = [(job.number, job_row([*self.shared, *job.overrides], at)) for job, at in jobs]
-        try:
-            self.submitter.submit(rows, jobs[0][1].parent)
-        finally:
-            # Also where Slurm took the first arrays and refused the next.
-            for job, folder in jobs:
-                if submitted := self.submitter.jobs.get(job.number):
-                    files = str(submitted.paths.folder)
-                    write_json(folder / QUEUED, {"slurm": submitted.job_id, "files": files})
+        folders = {job.number: folder / QUEUED for job, folder in jobs}
+        self.submitter.submit(
+            rows, jobs[0][1].parent, lambda number, facts: write_json(folders[number], facts)
+        )
 
     def rejoin(self, number: int, folder: Path) -> bool:
         """Whether Slurm has it still."""
         facts = handed_over(folder)
-        return facts is not None and self.submitter.rejoin(number, facts["slurm"], facts["files"])
+        if facts is None or not self.submitter.rejoin(number, facts):
+            return False
+        write_json(folder / QUEUED, {**facts, "slurm": self.names[number]})
+        return True
 
     def ended(self) -> list[tuple[int, int, str]]:
         """Once a second the files are looked at, and every ten the queue."""

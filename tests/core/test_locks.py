@@ -183,6 +183,16 @@ def test_what_else_a_lock_fails_of_is_no_lack_of_locks(
         lock(tmp_path)
 
 
+WORKING = """
+import sys, time
+from pathlib import Path
+from xfer.core.run_folder import lock
+held = lock(Path(sys.argv[1]))
+print(flush=True)
+time.sleep(60)
+"""
+
+
 def test_without_locks_a_run_at_work_is_known_by_the_number_that_it_noted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,15 +200,24 @@ def test_without_locks_a_run_at_work_is_known_by_the_number_that_it_noted(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "xfer"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as working:
-        assert working.stdout is not None and working.stdout.readline()
-        (tmp_path / ".lock").write_text(f"1\n{working.pid}\n")
+    # As a notebook does: nothing in the command says what the process works on.
+    command = [sys.executable, "-", str(tmp_path)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as working:
+        working.stdin.write(WORKING)
+        working.stdin.close()
+        assert working.stdout.readline()
         assert is_live(tmp_path)
         with pytest.raises(OutputError, match="another process is using this folder"):
             lock(tmp_path)
+        noted = (tmp_path / ".lock").read_text()
+        (tmp_path / ".lock").write_text(f"{working.pid} 1\n")  # one before had its number
+        assert not is_live(tmp_path)
+        (tmp_path / ".lock").write_text(f"1 1\n{noted}")
+        assert is_live(tmp_path)
         working.kill()
-    assert not is_live(tmp_path)
+        os.waitid(os.P_PID, working.pid, os.WEXITED | os.WNOWAIT)
+        assert not is_live(tmp_path), "it is gone, also while its parent has not asked how it ended"
     lock(tmp_path).close()
 
 

@@ -167,7 +167,7 @@ def state(folder: Path) -> str:
 def process_of(folder: Path) -> int | None:
     """The process that works in a job's folder."""
     try:
-        pid = int((folder / ".lock").read_text().split()[-1])
+        pid = int((folder / ".lock").read_text().splitlines()[-1].split()[0])
         os.kill(pid, 0)
     except (OSError, IndexError):
         return None

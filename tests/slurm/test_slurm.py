@@ -198,8 +198,9 @@ RANDOM = ["optim.lr=tag(log,interval(0.001,0.5))", "sweep.sampler=random", "swee
 
 
 def slurm_of(run: Path) -> str:
-    """What Slurm calls the job in a run folder."""
-    return str(json.loads((run / "queued.json").read_text())["slurm"])
+    """What Slurm calls the job in a run folder; nothing before it has one."""
+    queued = run / "queued.json"
+    return (json.loads(queued.read_text())["slurm"] or "") if queued.is_file() else ""
 
 
 def finished(run: Path) -> bool:
@@ -228,7 +229,7 @@ def test_a_slow_job_holds_nothing_back_and_a_killed_sweep_finds_its_jobs_again(p
     slow = slurm_of(sweep / "0")
     slurm("scontrol", "suspend", slow)
     # The next begins beside the one that stands still, and Optuna has been told before.
-    until(lambda: (sweep / "2" / "queued.json").is_file(), work)
+    until(lambda: slurm_of(sweep / "2"), work)
     assert finished(sweep / "1") and not finished(sweep / "0")
     assert told(sweep) == ["RUNNING", "COMPLETE", "RUNNING"]
     work.kill()
@@ -261,7 +262,7 @@ def test_ctrl_c_ends_the_waiting_and_the_same_command_runs_what_was_cancelled(pl
     slurm("scancel", names[1])  # it has not begun
     slurm("scontrol", "suspend", names[0])
     again = begin(place, *command)
-    until(lambda: slurm_of(sweep / "1") != names[1], again)
+    until(lambda: slurm_of(sweep / "1") not in ("", names[1]), again)
     slurm("scontrol", "resume", names[0])
     output = finish(again)
     assert f"in the queue already: job 0 is {names[0]}\n" in output
@@ -344,3 +345,44 @@ def test_a_fold_that_cannot_be_trained_takes_the_others_out_of_the_queue(place: 
     assert work.returncode == 7, output
     assert re.search(r"^xfer: error E7\d\d: fold \d: ", output, re.M), output
     assert not slurm("squeue", "-h", "-r", "--name=xfer", "-t", "PENDING,RUNNING", "-o", "%i")
+
+
+SWEEP = [*CPU, *SHORT, "sweep.dir=sweep"]
+FOLDS = [*CPU[1:], *FOLDED, "trainer.max_epochs=2", "run.dir=sweep", "checkpoint.resume=auto"]
+KILLED, FAILS = "kill -KILL $PPID", "exit 1"
+SBATCH = """#!/bin/sh
+{sbatch} "$@" || exit
+echo >> {calls}
+[ $(wc -l < {calls}) -gt 1 ] || {ends}
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "runs", "ends", "waits"),
+    [
+        ([*SWEEP, "seed=0,1"], ["0", "1"], KILLED, True),
+        ([*SWEEP, "seed=choice(0)"], ["0"], FAILS, True),
+        ([*SWEEP, "seed=choice(0)"], ["0"], KILLED, False),
+        (FOLDS, ["folds/0", "folds/1", "folds/2"], KILLED, True),
+    ],
+)
+def test_jobs_that_slurm_took_and_nobody_heard_of_are_submitted_again_only_where_they_have_ended(
+    place: Path, monkeypatch, command: list[str], runs: list[str], ends: str, waits: bool
+) -> None:
+    calls, program = place / "calls", place / "sbatch"
+    program.write_text(SBATCH.format(sbatch=shutil.which("sbatch"), calls=calls, ends=ends))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    work = begin(place, *command)
+    output = work.communicate(timeout=120)[0]
+    assert work.returncode == (-signal.SIGKILL if ends == KILLED else 2), output
+    assert not any(slurm_of(place / "sweep" / run) for run in runs)
+    while not waits and slurm("squeue", "-h", "--name=xfer"):
+        slurm("scancel", "--name=xfer")
+        time.sleep(0.5)
+    output = finish(begin(place, *command))
+    names = [slurm_of(place / "sweep" / run) for run in runs]
+    listed = ", ".join(f"\\w+ {at} is {name}" for at, name in enumerate(names))
+    assert bool(re.search(f"^in the queue already: {listed}$", output, re.M)) == waits, output
+    assert all(finished(place / "sweep" / run) for run in runs)
+    assert calls.read_text() == ("\n" if waits else "\n\n")

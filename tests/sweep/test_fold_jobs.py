@@ -196,7 +196,8 @@ def test_where_all_folds_have_finished_no_cluster_is_asked(
     ("answer", "said", "fix"),
     [
         ("echo 40_1", "jobs 40_1 are in the queue", "type scancel 40_1, or wait for them: add hyd"),
-        ("exit 1", "jobs 40_0, 40_1 had folds of this run", "folds/*/queued.json once they are c"),
+        ("echo '41|there/a.sh'", "jobs 41 are in the queue", "type scancel 41, or wait for them"),
+        ("exit 1", "one of unknown number, 40_1 had", "folds/*/queued.json once they are c"),
     ],
 )
 def test_a_fold_that_is_in_the_queue_is_not_trained_here_as_well(
@@ -207,9 +208,9 @@ def test_a_fold_that_is_in_the_queue_is_not_trained_here_as_well(
     program.write_text(f"#!/bin/sh\n{answer}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    for number in "01":
+    for number, name in (("1", "40_1"), ("0", None)):
         (tmp_path / "run" / "folds" / number).mkdir(parents=True)
-        queued = json.dumps({"slurm": f"40_{number}", "files": "there"})
+        queued = json.dumps({"slurm": name, "files": "there"})
         (tmp_path / "run" / "folds" / number / "queued.json").write_text(queued)
     with pytest.raises(FoldError, match=said) as caught:
         xfer.run(None, [*OPTIONS, "run.dir=run"])

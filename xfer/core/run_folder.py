@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,7 @@ _REMOVE = "remove it, or give another folder"
 
 def lock(folder: Path, works: bool = True) -> Lock:
     """Hold the run folder until the returned lock is closed or the process ends; who ``works``
-    there notes its number.
+    there notes its number, and when it began.
 
     Raises OutputError when another process holds it, and not one that only asks.
     """
@@ -63,7 +64,7 @@ def lock(folder: Path, works: bool = True) -> Lock:
         held.close()
         refuse("")
     if works:
-        os.write(handle, f"{os.getpid()}\n".encode())
+        os.write(handle, f"{os.getpid()} {_began(os.getpid())}\n".encode())
     return held
 
 
@@ -84,13 +85,21 @@ def is_live(folder: Path) -> bool:
 def _noted_at_work(folder: Path) -> bool:
     """Whether the last process that noted its number here is another one of this machine, and goes
     on: all that is known where nothing can be locked."""
-    words = (folder / LOCK).read_text("utf-8", "replace").split()
-    if not words or not words[-1].isdigit() or int(words[-1]) == os.getpid():
+    noted = re.search(r"^(\d+) (\d+)\n\Z", (folder / LOCK).read_text("utf-8", "replace"), re.M)
+    if noted is None or int(noted[1]) == os.getpid():
         return False
+    return _began(int(noted[1])) == noted[2]
+
+
+def _began(process: int) -> str:
+    """When a process began, in ticks since this machine did, which tells it from a later one of its
+    number; nothing where it is gone, or the system does not say."""
     try:
-        return b"xfer" in Path(f"/proc/{words[-1]}/cmdline").read_bytes()
+        text = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
     except OSError:
-        return False
+        return ""
+    facts = text.rpartition(")")[2].split()  # the name before it may be anything
+    return "" if facts[0] in "ZX" else facts[19]
 
 
 def refuse_odd(folder: Path) -> None:

@@ -35,7 +35,7 @@ from xfer.sweep.executors.runners import QueueRunner
 from xfer.sweep.executors.slots import JobSlot, divide
 from xfer.sweep.ledger import Ledger, hold
 from xfer.sweep.pruning import pruner
-from xfer.sweep.slurm import handed_over, queued
+from xfer.sweep.slurm import handed_over, name_of, queued
 from xfer.sweep.space import Job
 
 if TYPE_CHECKING:
@@ -215,16 +215,18 @@ def _run_in_slots(specs: Specs, turns: FoldTurns) -> None:
 
 def refuse_queued(turns: FoldTurns) -> None:
     """Raise FoldError where Slurm may have a fold still that would begin here as well."""
-    given = [handed_over(turns.ledger(job.number)) for job in turns.waiting]
-    names = [facts["slurm"] for facts in given if facts]
-    known = queued() if names else set()
+    every = [handed_over(turns.ledger(job.number)) for job in turns.waiting]
+    given = [facts for facts in every if facts]
+    known = queued() if given else {}
+    names = [name for facts in given if (name := name_of(facts, known or {}))]
     if known is None:
-        what = f"jobs {', '.join(names)} had folds of this run, and squeue gives no answer"
+        said = ", ".join(facts["slurm"] or "one of unknown number" for facts in given)
+        what = f"jobs {said} had folds of this run, and squeue gives no answer"
         fix = f"remove {turns.ledger.folder}/*/{QUEUED} once they are cancelled"
-    elif names := [name for name in names if name in known]:
+    elif names:
         what = f"jobs {', '.join(names)} are in the queue, and have folds of this run"
         fix = f"type scancel {' '.join(names)}"
-    if names:
+    if names or known is None:
         fix += ", or wait for them: add hydra/launcher=slurm_cpu, or the launcher that they have"
         raise FoldError(turns.ledger.folder, what, fix, 1)
 

@@ -9,10 +9,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -121,24 +121,27 @@ def largest_array() -> int:
     return max(1, int(limit[1]) - 1) if limit else 1000
 
 
-def queued() -> set[str] | None:
-    """The jobs of this user that wait, run or end just now; ``None`` where Slurm gives no answer,
-    which may be a moment's, or is not there."""
+def queued() -> dict[str, str] | None:
+    """The jobs of this user that wait, run or end just now, each with its script; ``None`` where
+    Slurm gives no answer, which may be a moment's, or is not there."""
     if not shutil.which("squeue"):
         return None
     # -r: a job of an array under its own name, also while the array waits. -a: hidden partitions.
-    command = ["squeue", "--me", "-a", "-h", "-r", "-o", "%i"]
+    command = ["squeue", "--me", "-a", "-h", "-r", "-o", "%i|%o"]
     # What a user likes to see, such as SQUEUE_STATES, must not hide a job.
     plain = {key: value for key, value in os.environ.items() if not key.startswith("SQUEUE_")}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=plain)
-    return None if done.returncode else set(done.stdout.split())
+    lines = [line.strip().partition("|") for line in done.stdout.splitlines()]
+    return None if done.returncode else {name: script for name, _, script in lines}
 
 
 class HandedOver(TypedDict):
-    """What ``queued.json`` of a run folder says: the job's name in Slurm, and submitit's files."""
+    """What ``queued.json`` of a run folder says: the job's name in Slurm, and submitit's files.
+    Until sbatch has said the name there is none, but for the ``index`` in an array."""
 
-    slurm: str
+    slurm: str | None
     files: str
+    index: NotRequired[int | None]
 
 
 def handed_over(folder: Path) -> HandedOver | None:
@@ -148,6 +151,16 @@ def handed_over(folder: Path) -> HandedOver | None:
     except (OSError, ValueError):
         return None
     return facts
+
+
+def name_of(facts: HandedOver, known: Mapping[str, str]) -> str | None:
+    """What Slurm calls a job that was handed over; ``None`` where it is not among the ``known``.
+    Before it has said so, the job is the one of that index whose script is among those files."""
+    if facts["slurm"] is not None:
+        return facts["slurm"] if facts["slurm"] in known else None
+    index = "" if facts.get("index") is None else f"_{facts['index']}"
+    ours = [name for name, script in known.items() if script.startswith(f"{facts['files']}/")]
+    return next((name for name in ours if name.endswith(index)), None)
 
 
 def cancel(jobs: Iterable[str]) -> None:
