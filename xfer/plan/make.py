@@ -196,10 +196,9 @@ def _what_trains(
         adapters.put(network.module, added)
         design = design.adapted(added["weights"], [*dict(network.module.named_parameters())])
         parts = replace(parts, adapters=added)
-    images = len(dataset.splits["train"])
     if isinstance(specs.head, Knn | Prototype):
         return _what_is_filled(specs, parts, dataset)
-    decisions = auto.decide(specs, design, images, pretrained, not_exact)
+    decisions = auto.decide(specs, design, dataset.splits["train"], pretrained, not_exact)
     specs = auto.apply(specs, decisions)
     if watches := auto.watching(specs, *watched(specs)):
         decisions, specs = [*decisions, *watches], auto.apply(specs, watches)
