@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from xfer.core.errors import DataError, plural, printable
+from xfer.core.errors import DataError, NamesError, plural, printable
 from xfer.core.text_columns import Made, Picked
 from xfer.core.types import Dataset, Images, InputSpec, Samples
 from xfer.data.bit_depth import decide
@@ -47,6 +48,7 @@ def of_files(
     Raises DataError for broken ones, unless ``how`` skips them, and for leakage as it says.
     """
     rows = ImageRows.of(listed)
+    _refuse_ascii(root, rows.names)
     where = FilesBelow(root, rows.names) if places is None else by_position(rows, places)
     facts = examine(where, root)
     sound: npt.NDArray[np.integer] | None = None  # of a million images, all positions are many
@@ -69,6 +71,16 @@ def of_files(
     lines = [*remarks, *range_lines, *group_lines(rows, how), *said]
     dataset = _dataset(rows, digests, looks, images, how, root, lines)
     return replace(dataset, range=over)
+
+
+def _refuse_ascii(root: Path, names: Iterable[str]) -> None:
+    """Raise NamesError for names that this Python has read as ASCII, and they are not."""
+    if sys.getfilesystemencoding() != "ascii":
+        return
+    for name in (str(root), *names):
+        if not name.isascii():
+            what = f"'{name}' is no ASCII, and this Python reads names as ASCII"
+            raise NamesError(root, what, "type export PYTHONUTF8=1 and start Python again", 0)
 
 
 def of_arrays(
