@@ -335,20 +335,21 @@ def _needs_steps(specs: Specs) -> list[tuple[bool, str, str, str]]:
     ]
     if optim.solves or isinstance(optim, Undecided):
         # Of the two the one decays by default, where it comes to be AdamW.
-        usual = _default(optim, "weight_decay")
+        usual = default_of(optim, "weight_decay")
         fix = f"optim.weight_decay={usual:g}"
         asked.append((optim.weight_decay != usual, "optim.weight_decay", "is of steps", fix))
     for group, keys in (("trainer", _OF_STEPS), ("checkpoint", _OF_EPOCHS)):
         spec = getattr(specs, group)
         for key in keys:
-            usual, name = _default(spec, key), f"{group}.{key}"
+            usual, name = default_of(spec, key), f"{group}.{key}"
             given = getattr(spec, key) not in (usual, 0)
             typed = json.dumps(usual).strip('"')
             asked.append((given, name, by_step, f"{name}={typed}"))
     return asked
 
 
-def _default(spec: Any, key: str) -> Any:
+def default_of(spec: Any, key: str) -> Any:
+    """The value that a key of a spec has where nobody gives one."""
     return next(field.default for field in fields(spec) if field.name == key)
 
 

@@ -23,6 +23,7 @@ from xfer.freeze import Layout, Phase, ever
 from xfer.plan.auto import FEW, Decision
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan
 from xfer.plan.certificate_images import certificate_facts
+from xfer.plan.memory_plan import memory_remarks
 from xfer.plan.resume import fingerprint
 from xfer.plan.teacher_plan import TeacherPlan, teacher_remarks
 
@@ -137,6 +138,7 @@ class Plan:
             "splits": _split_facts(dataset, specs) if dataset else {},
             "folds": fold_facts(dataset, specs.data) if dataset and specs.data else None,
             "remarks": [
+                *memory_remarks(self),
                 *(dataset.remarks if dataset else ()),
                 *_not_listed(dataset),
                 *_too_long(self),
