@@ -120,11 +120,15 @@ def holds_out(labels: Labels, groups: Sequence[str], count: int) -> bool:
 def chooses(train: Samples, count: int) -> bool:
     """Whether a penalty can be chosen by held-out images of all of ``train``, and of what each fold
     of a cross-validation leaves of it."""
-    turns = [] if train.folds is None else [(row, fold) for row in train.folds for fold in set(row)]
+    turns = (
+        []
+        if train.folds is None
+        else [(row, fold) for row in train.folds for fold in np.unique(row)]
+    )
     parts = [np.arange(len(train)), *(np.flatnonzero(row != fold) for row, fold in turns)]
     groups = train.groups
     return all(
-        holds_out(train.labels[part], [groups[i] for i in part] if groups else (), count)
+        holds_out(train.labels[part], [groups[i] for i in part.tolist()] if groups else (), count)
         for part in parts
     )
 
