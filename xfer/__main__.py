@@ -31,6 +31,7 @@ _NOBODY_READS = 141
 def main() -> None:
     """Run the command line and exit with the contract's codes."""
     open_standard()
+    read_names_as_utf8()
     import_at_ease()
     compute_on_busy_cores()
     codes: list[int] = []
@@ -40,6 +41,16 @@ def main() -> None:
     except SystemExit as end:  # a run that failed or was stopped, or a parser's
         codes.append(end.code if isinstance(end.code, int) else int(end.code is not None))
     sys.exit(codes[0])
+
+
+def read_names_as_utf8() -> None:
+    """Begin again in Python's UTF-8 mode where names are read as ASCII (``PYTHONUTF8=0`` in the
+    locale C): a file of any other name could not be opened. Processes that are started inherit it.
+    """
+    asked = os.environ.get("PYTHONUTF8") == "1"  # and not heeded: once is enough
+    if sys.getfilesystemencoding() == "ascii" and sys.executable and not asked:
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def import_at_ease() -> None:

@@ -18,7 +18,7 @@ from xfer.core.run_folder import (
     refuse_odd,
     run_of,
 )
-from xfer.core.run_status import recorded
+from xfer.core.run_status import Status, recorded
 
 PACKAGE = Path(__file__).parents[2] / "xfer"
 
@@ -67,6 +67,14 @@ def test_what_a_kill_left_half_written_is_removed_by_the_next_run_and_what_a_fol
         assert handed_over.exists()
         assert (folds / "2" / "checkpoints" / ".last.ckpt.abc.part").read_text() == "half"
     assert list(entries(tmp_path)) == [own / "kept"]
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "interrupted", None])
+def test_a_run_that_is_resumed_says_that_it_was_killed(tmp_path: Path, state: str | None) -> None:
+    if state:
+        Status(state).write(tmp_path)
+    with recorded(tmp_path, resumes=True):
+        assert ("it was killed" in (tmp_path / "run.log").read_text()) == (state == "running")
 
 
 def test_a_file_that_a_fold_renames_meanwhile_is_nothing_odd_and_a_pipe_is(

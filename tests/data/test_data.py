@@ -208,6 +208,16 @@ def test_names_that_are_no_utf8_are_classes_and_files(tmp_path):
     assert all(remark.isprintable() and remark.encode() for remark in found.remarks)
 
 
+def test_names_that_python_has_read_as_ascii_are_refused_in_words(tmp_path, monkeypatch):
+    root = folders(tmp_path, {"k\u00e4fer": 3, "wolf": 3})
+    monkeypatch.setattr("sys.getfilesystemencoding", lambda: "ascii")
+    with pytest.raises(DataError, match=r"E710: .*k\u00e4fer.*PYTHONUTF8=1") as caught:
+        Folder(str(root)).dataset(training=True)
+    assert caught.value.exit == 3
+    (root / "k\u00e4fer").rename(root / "ant")
+    assert Folder(str(root)).dataset(training=True).classes == ("ant", "wolf")
+
+
 # Folders: what is left out, and told
 
 

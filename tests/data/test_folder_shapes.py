@@ -207,3 +207,41 @@ def test_images_beside_a_list_say_what_reads_it(tmp_path: Path, below: str) -> N
     assert words[0] == "data=csv"
     file = words[1].removeprefix("data.file=").strip("'")
     assert len(Manifest(file, root=str(root / below)).dataset(True).classes) == 2
+
+
+PUBLISHED = {f"Train_Data/{name}": kind for name, kind in IMAGES.items()}
+BESIDE = {"Checkpoints/model.h5": "text:x", "notebooks/a.ipynb": "text:{}"}
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {},
+        {f"Test_Data/{i}.jpg": "image" for i in range(3)},
+        {f"Test_Data/{c}/{i}.jpg": "image" for c in ("Cat", "Dog") for i in (0, 1)},
+    ],
+    ids=["train alone", "a test without classes", "a test of other classes"],
+)
+def test_a_folder_as_it_is_published_says_what_reads_it(tmp_path: Path, entries: dict[str, str]):
+    build(tmp_path / "my pets", {**PUBLISHED, **BESIDE, **entries})
+    with pytest.raises(DataError, match=r"E307: .*Checkpoints") as told:
+        Folder(root=str(tmp_path / "my pets")).dataset(True)
+    typed = told.value.fix.removeprefix("type ").removesuffix(" to read its class folders")
+    data = compose_specs(shlex.split(typed)).data
+    assert data.root.endswith("Train_Data") and data.dataset(True).classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {**IMAGES, "Checkpoints/model.h5": "text:x"},
+        {**SPLIT, "val/ant/notes.txt": "text:x"},
+        {"cat/a/0.jpg": "image", "cat/b/0.jpg": "image", "dog/0.jpg": "image", "ant": "folder"},
+        {f"{d}/{n}": k for d in ("a", "b") for n, k in IMAGES.items()} | {"ant": "folder"},
+    ],
+    ids=["classes", "a class of a split", "folders below one class", "two that may be meant"],
+)
+def test_no_folder_is_proposed_where_none_is_meant(tmp_path: Path, entries: dict[str, str]):
+    build(tmp_path, entries)
+    with pytest.raises(DataError, match=r"E307: .*Fix: add images or remove the folder"):
+        Folder(root=str(tmp_path)).dataset(True)

@@ -12,9 +12,10 @@ from pictures import folders, picture
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import CombinationError, DataError
 from xfer.data import Digits, Folder, Manifest
-from xfer.data.folds import divided, fold_facts, fold_words, inner
+from xfer.data.folds import divided, fold_facts, fold_words, holds_out, inner
 from xfer.plan.make import make_plan
 from xfer.plan.table import table
+from xfer.training import logistic
 
 
 def listed(root: Path, rows: list[tuple[str, str, str]], head: str = "path,label,film") -> Path:
@@ -212,6 +213,19 @@ def test_inner_folds_respect_groups_and_leave_in_a_class_of_one_group() -> None:
         assert len(set(fold_of[np.array(groups) == group])) == 1
     assert (inner(labels[:6], ["a"] * 3 + ["b"] * 3, 5, 0) != 7).all()
     assert inner(labels, None, 5, 0) is None
+
+
+def test_whether_an_image_is_held_out_is_known_without_folds() -> None:
+    drawn, seen = np.random.default_rng(0), set()
+    for _ in range(60):
+        labels = drawn.integers(0, 3, drawn.integers(1, 8))
+        groups = [str(name) for name in drawn.integers(0, 4, len(labels))]
+        apart = inner(labels, groups, 3, 0)
+        assert apart is not None
+        assert holds_out(labels, groups, 3) == (apart >= 0).any()
+        assert holds_out(labels, (), 3) == (logistic.folds(labels, 3, 0) >= 0).any()
+        seen.add((holds_out(labels, groups, 3), holds_out(labels, (), 3)))
+    assert len(seen) == 3
 
 
 def test_it_is_scikit_learn_that_divides() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -302,18 +303,45 @@ def one_image_a_class(root: Path) -> list[str]:
     return [*options, "backbone=digits_resnet", "source=digits_0_4"]
 
 
-def test_one_image_a_class_is_refused_and_the_remedies_train(tmp_path: Path) -> None:
+def test_one_image_a_class_is_refused_by_the_plan_and_the_remedies_train(tmp_path: Path) -> None:
     options = one_image_a_class(tmp_path)
     with pytest.raises(ConfigError, match=r"E009: .*each class has one image") as caught:
-        xfer.run(None, [*options, *QUICK])
-    first, _, second = caught.value.fix.removeprefix("type ").partition(" or ")
-    for typed in (first, second.partition(",")[0]):
+        xfer.run(None, [*options, "stages=[]", "optim=exact"])
+    typed, _, _ = caught.value.fix.removeprefix("type ").rpartition(", or")
+    remedies = re.split(", | or ", typed)
+    assert remedies == ["head=prototype", "optim=exact optim.l2=0.1", "optim=adamw"]
+    for typed in remedies:
+        steps = ["trainer.max_epochs=1"] if "adamw" in typed else []
         stages = "stages=[fit,evaluate,report]" if "exact" in typed else QUICK[0]
-        run = xfer.run(None, [*options, stages, *typed.split()]).folder
+        run = xfer.run(None, [*options, stages, *typed.split(), *steps]).folder
+        assert facts(run)["scores"]["val"]["n"] == 2
+        if steps:
+            continue
         assert "each is alone in its class" in (run / "run.log").read_text()
-        assert facts(run)["best"]["value"] is None and facts(run)["scores"]["val"]["n"] == 2
+        assert facts(run)["best"]["value"] is None
         assert table(run, "metrics.csv")[0]["cv_acc"] == ""
-    assert "as given; no training image was held out" in (run / "report.html").read_text()
+        if "exact" in typed:
+            assert "as given; no training image was held out" in (run / "report.html").read_text()
+
+
+def test_one_image_a_class_is_trained_step_by_step_and_the_plan_says_so(tmp_path: Path) -> None:
+    options = one_image_a_class(tmp_path)
+    result = xfer.run(None, [*options, *QUICK])
+    assert result.plan["auto"][0]["value"] == "adamw"
+    (remark,) = (line for line in result.plan["remarks"] if "step by step" in line)
+    assert "each class has one image" in remark and "head=prototype" in remark
+    assert facts(result.folder)["scores"]["val"]["n"] == 2
+
+
+def test_the_plan_knows_that_a_fold_leaves_one_image_a_class(tmp_path: Path) -> None:
+    folders(tmp_path, {"a": 2, "b": 2})
+    options = ["experiment=default", f"data.root={tmp_path}", "data.folds=2", "stages=[]"]
+    options += ["backbone=digits_resnet", "source=digits_0_4", "data.leakage=ignore"]
+    with pytest.raises(ConfigError, match="E009"):
+        xfer.run(None, [*options, "optim=exact"])
+    assert xfer.run(None, options).plan["auto"][0]["value"] == "adamw"
+    folders(tmp_path, {"a": 3, "b": 3})
+    assert xfer.run(None, [*options, "optim=exact"]).plan["folds"]["folds"] == 2
 
 
 @pytest.mark.slow

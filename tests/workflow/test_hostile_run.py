@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -118,3 +120,22 @@ def test_names_come_back_as_they_are(done):
     assert list(read_snapshot(run / "checkpoints" / "best.ckpt").card.classes) == expected
     labels = json.loads((run / "export" / "labels.json").read_text())
     assert sorted(labels if isinstance(labels, list) else labels["classes"]) == expected
+
+
+def test_names_beyond_ascii_are_read_where_python_was_told_to_read_none(tmp_path: Path) -> None:
+    root = tmp_path / "k\u00e4fer"
+    for i, label in enumerate(("k\u00f6pfe", "\u72ac")):
+        (root / label).mkdir(parents=True)
+        for j in range(4):
+            picture(10 * i + j).save(root / label / f"{j}.jpg", "JPEG")
+    options = ["experiment=digits_freeze", "data=folder", "stages=[fit]", "data.leakage=ignore"]
+    said = subprocess.run(
+        [sys.executable, "-m", "xfer", *options, f"data.root={root}", "run.dir=run"],
+        env={**os.environ, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"},
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr
+    assert "classes     2: k\u00f6pfe, \u72ac" in said.stdout.decode()
+    assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "finished"

@@ -11,7 +11,8 @@ XferError                 exit  1   (a bug, when raised bare)
 │   ├── ColumnError             2   two columns of a table with one name, E187 to E190
 │   └── RepositoryError         2   a model of a hub that is of another backbone, E121
 ├── DataError                   3   folders, classes, files that are no images
-│   └── LabelledDataError       3   images with several labels, or in groups, E103 to E110
+│   ├── LabelledDataError       3   images with several labels, or in groups, E103 to E110
+│   └── NamesError              3   names that this Python cannot read as they are, E710
 ├── WeightsError                4   source weights that do not fit or cannot be had
 ├── ResumeError                 5   a run that cannot be continued as asked
 │   └── RanksError              5   ... on these devices, which it did not begin on, E676 to E685
@@ -168,6 +169,12 @@ class ClassNameError(DataError):
     """A class whose name is no text, and could be in no file about it."""
 
     exit, base, last = 3, 707, 707
+
+
+class NamesError(DataError):
+    """Names of files that this Python does not read as what they are."""
+
+    exit, base, last = 3, 710, 710
 
 
 class WeightsError(XferError):

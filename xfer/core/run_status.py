@@ -67,6 +67,8 @@ def recorded(folder: Path, resumes: bool = False) -> Iterator[None]:
             raise OutputError(folder, what, "choose another run.dir", 4)
         remove_leftovers(folder)
         open_log(folder)
+        if resumes and _killed(folder):
+            log.info(_WITHOUT_A_WORD)
         Status("running").write(folder)
     try:
         yield
@@ -89,6 +91,18 @@ def recorded(folder: Path, resumes: bool = False) -> Iterator[None]:
         raise reported from error
     finally:
         held.close()
+
+
+_WITHOUT_A_WORD = (
+    "the process before this one could not say how it ended: it was killed (SIGKILL), as a system "
+    "does where memory runs out, or the machine went down"
+)
+
+
+def _killed(folder: Path) -> bool:
+    """Whether the last process in ``folder``, whose lock is held here, wrote no end."""
+    status = folder / "status.json"
+    return status.exists() and read_json(status).get("state") == "running"
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from xfer.core.errors import DataError, plural, printable
+from xfer.core.errors import DataError, NamesError, plural, printable
 from xfer.core.text_columns import Made, Picked
 from xfer.core.types import Dataset, Images, InputSpec, Samples
 from xfer.data.bit_depth import decide
@@ -19,7 +20,7 @@ from xfer.data.image import Arrays, Files, ImagesAt
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_places import FilesBelow, lasting
 from xfer.data.image_rows import ImageRows, by_position
-from xfer.data.leakage import compare, first_few
+from xfer.data.leakage import compare, in_one_line
 from xfer.data.multilabel_rows import in_one_text, lost_labels
 from xfer.data.options import SPLITS, ImageRow, Loading
 from xfer.data.preprocess import check_size, named
@@ -47,6 +48,7 @@ def of_files(
     Raises DataError for broken ones, unless ``how`` skips them, and for leakage as it says.
     """
     rows = ImageRows.of(listed)
+    _refuse_ascii(root, rows.names)
     where = FilesBelow(root, rows.names) if places is None else by_position(rows, places)
     facts = examine(where, root)
     sound: npt.NDArray[np.integer] | None = None  # of a million images, all positions are many
@@ -69,6 +71,16 @@ def of_files(
     lines = [*remarks, *range_lines, *group_lines(rows, how), *said]
     dataset = _dataset(rows, digests, looks, images, how, root, lines)
     return replace(dataset, range=over)
+
+
+def _refuse_ascii(root: Path, names: Iterable[str]) -> None:
+    """Raise NamesError for names that this Python has read as ASCII, and they are not."""
+    if sys.getfilesystemencoding() != "ascii":
+        return
+    for name in (str(root), *names):
+        if not name.isascii():
+            what = f"'{name}' is no ASCII, and this Python reads names as ASCII"
+            raise NamesError(root, what, "type export PYTHONUTF8=1 and start Python again", 0)
 
 
 def of_arrays(
@@ -109,7 +121,7 @@ def _sound(
         what = f"{lost}; the first broken one is {bad[0]}"
         raise DataError(root, what, "replace the broken files", 19)
     files = "file" if len(bad) == 1 else "files"
-    return sound, [printable(f"skipped {len(bad)} broken {files} ({first_few(bad)})")]
+    return sound, [printable(f"skipped {len(bad)} broken {files} ({in_one_line(bad)})")]
 
 
 def _dataset(
@@ -202,7 +214,7 @@ def resizable(dataset: Dataset, spec: InputSpec, on_bad: str) -> Dataset:
         more = f"; {count} more {'file is' if count == 1 else 'files are'} like it" if count else ""
         fix = f"{first.fix}, or type data.on_bad=skip"
         raise DataError(first.where, first.what + more, fix, 74) from first
-    shown = first_few([f"'{name}': {error.what}" for name, error in errors.items()])
+    shown = in_one_line([f"'{name}': {error.what}" for name, error in errors.items()])
     files = "file" if len(errors) == 1 else "files"
     remark = printable(f"skipped {len(errors)} {files} ({shown})")
     return replace(

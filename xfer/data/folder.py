@@ -20,8 +20,8 @@ from xfer.core.types import Dataset, class_name
 from xfer.data.dataset import of_files
 from xfer.data.folds import BY_FOLDER, by_folder
 from xfer.data.image_rows import ImageRows
-from xfer.data.leakage import first_few
-from xfer.data.multilabel_rows import Labelled
+from xfer.data.leakage import in_one_line
+from xfer.data.multilabel_rows import Labelled, lines_on_labels
 from xfer.data.multilabel_split import ImageSource, labelled_dataset
 from xfer.data.options import SPLITS, ImageRow, Loading, place
 from xfer.data.split import divide, shares
@@ -176,11 +176,11 @@ def listed_labels(
         for split in splits
         for name in names[split]
     ]
-    lines = [*tree.remarks(), *_label_lines(labels.values())]
+    lines = [*tree.remarks(), *lines_on_labels(labels.values())]
     if grouped:
         groups = {part for way in ways for part in way.split("/")[not flat :][:1] if part}
         what = "the outermost folders are groups, and no labels"
-        lines.append(printable(f"{what}: {first_few(sorted(groups))}"))
+        lines.append(printable(f"{what}: {in_one_line(sorted(groups))}"))
     return rows, [*called_splits(splits), *lines]
 
 
@@ -202,18 +202,6 @@ def _labels_of(root: Path, way: str, above: int) -> tuple[str, ...]:
             what = f"two folders on the way to an image are called '{name}', which is one label"
             raise LabelledDataError(root / way, what, "rename one of the two, or move it up", 1)
     return names
-
-
-def _label_lines(labels: Iterable[tuple[str, ...]]) -> list[str]:
-    """Which labels the folders are, and which of them lie at several depths."""
-    depths: dict[str, set[int]] = {}
-    for names in labels:
-        for depth, name in enumerate(names):
-            depths.setdefault(name, set()).add(depth)
-    lines = [f"labels are the folders on the way to an image: {first_few(sorted(depths))}"]
-    if often := sorted(name for name, some in depths.items() if len(some) > 1):
-        lines.append(f"folders of one name at several depths are one label: {first_few(often)}")
-    return list(map(printable, lines))
 
 
 def _check_folders(tree: Tree, top: str, names: Sequence[str]) -> None:
@@ -393,7 +381,19 @@ def _rows(tree: Tree, split: str, top: str) -> Iterator[ImageRow]:
 def _no_images(tree: Tree, below: str) -> DataError:
     folder = tree.root / below
     what = "; ".join(["holds no images", *tree.remarks(f"{below}/" if below else "")])
-    fix = _other_option(folder) or "add images or remove the folder"
+    fix = _other_option(folder) or _set_in(tree.root, below) or "add images or remove the folder"
     if FOREIGN in what:
         fix = f"convert them, as with: magick mogrify -format png {quoted(str(folder))}/*"
     return DataError(folder, what, fix, 7)
+
+
+def _set_in(root: Path, empty: str) -> str:
+    """What reads the class folders in the one folder of ``root`` that is to train on or, where no
+    other has images, that has any. None where what is ``empty`` is a split or lies in one."""
+    if "/" in empty or empty.lower() in SYNONYMS:
+        return ""
+    classes = {name: Tree(root).classes_in(name) for name in Tree(root).folders("")}
+    sets = [name for name, count in classes.items() if count > 1]
+    training = [name for name in sets if split_in(name) == "train"]
+    named = training if training or 1 in classes.values() else sets
+    return f"type {_rooted(root / named[0])} to read its class folders" if len(named) == 1 else ""

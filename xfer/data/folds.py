@@ -15,7 +15,7 @@ from unicodedata import normalize
 import numpy as np
 import numpy.typing as npt
 
-from xfer.core.errors import DataError, plural
+from xfer.core.errors import CombinationError, DataError, plural
 from xfer.core.seeds import derive
 from xfer.core.text_columns import Picked, Texts
 from xfer.core.types import Dataset, Plain
@@ -24,6 +24,7 @@ from xfer.data.options import ImageRow, Loading
 
 if TYPE_CHECKING:
     from xfer.core.protocols import Data
+    from xfer.core.types import Samples
 
     Labels = npt.NDArray[np.int64]
 
@@ -91,20 +92,64 @@ def inner(labels: Labels, groups: Sequence[str] | None, count: int, seed: int) -
     """
     if groups is None:
         return None
-    names = np.asarray(groups)
-    only = {label: set(names[labels == label]) for label in np.unique(labels)}
-    stays = {next(iter(some)) for some in only.values() if len(some) == 1}
-    free = np.flatnonzero([name not in stays for name in names])
+    free = _free(labels, groups)
     fold_of = np.full(len(labels), -1, np.int64)
-    fold_of[free] = as_many_as_groups(labels[free], names[free].tolist(), count, seed)
+    some = [groups[i] for i in free]
+    fold_of[free] = as_many_as_groups(labels[free], some, count, seed)
     return fold_of
+
+
+def _free(labels: Labels, groups: Sequence[str]) -> Labels:
+    """The positions of images in groups that are not all that a class has."""
+    of_class: dict[int, set[str]] = {}
+    for label, name in zip(labels.tolist(), groups, strict=True):
+        of_class.setdefault(label, set()).add(name)
+    stays = {next(iter(some)) for some in of_class.values() if len(some) == 1}
+    return np.array([i for i, name in enumerate(groups) if name not in stays], np.int64)
+
+
+def holds_out(labels: Labels, groups: Sequence[str], count: int) -> bool:
+    """Whether any image of a training part can be held out in turn, ``count`` folds or fewer: not
+    where each class has one image or, with ``groups`` (none or one an image), one group."""
+    if not len(groups):
+        return bool(np.bincount(labels).max(initial=0) > 1)
+    free = _free(labels, groups)
+    return _parts(labels[free], [groups[i] for i in free], count) > 1
+
+
+def chooses(train: Samples, count: int) -> bool:
+    """Whether a penalty can be chosen by held-out images of all of ``train``, and of what each fold
+    of a cross-validation leaves of it."""
+    turns = (
+        []
+        if train.folds is None
+        else [(row, fold) for row in train.folds for fold in np.unique(row)]
+    )
+    parts = [np.arange(len(train)), *(np.flatnonzero(row != fold) for row, fold in turns)]
+    groups = train.groups
+    return all(
+        holds_out(train.labels[part], [groups[i] for i in part.tolist()] if groups else (), count)
+        for part in parts
+    )
+
+
+def none_held_out() -> CombinationError:
+    """The error about a penalty that is to be chosen where no image :func:`holds_out`."""
+    what = "is chosen by images that are held out, and each class has one image, or one group"
+    fix = "type head=prototype, optim=exact optim.l2=0.1 or optim=adamw, or add images"
+    return CombinationError("optim.l2", what, fix, 9)
+
+
+def _parts(labels: Labels, groups: Sequence[str], count: int) -> int:
+    """How many folds these groups can be divided into, at most ``count``; 0 for none."""
+    parts = min(count, len(set(groups)))
+    return parts if parts > 1 and np.bincount(labels).max() >= parts else 0
 
 
 def as_many_as_groups(labels: Labels, groups: Sequence[str], count: int, seed: int) -> Labels:
     """At most ``count`` folds of groups, int64 (n,): -1 where there are no two."""
     fold_of = np.full(len(labels), -1, np.int64)
-    parts = min(count, len(set(groups)))
-    if parts < 2 or np.bincount(labels).max() < parts:
+    if not (parts := _parts(labels, groups, count)):
         return fold_of
     import warnings
 

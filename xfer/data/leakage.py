@@ -24,7 +24,7 @@ _PARTS = 64  # of all digests, by their first byte: so many are compared after e
 _KINDS = ("same bytes", "looks alike")
 
 
-def first_few(texts: Iterable[str]) -> str:
+def in_one_line(texts: Iterable[str]) -> str:
     """The first of ``texts`` in one line."""
     shown = list(islice(texts, _SHOWN + 1))
     return "; ".join(shown[:_SHOWN]) + ("; ..." if len(shown) > _SHOWN else "")
@@ -76,7 +76,7 @@ def compare(
     copies = np.flatnonzero(~inside & (twin >= 0)).astype(np.int32)
     pairs = np.column_stack([copies, twin[copies]])
     same = Leaks(rows.names, pairs, len(pairs))
-    shown = first_few(f"'{leak.held}' is '{leak.twin}'" for leak in same)
+    shown = in_one_line(f"'{leak.held}' is '{leak.twin}'" for leak in same)
     if same and how.leakage == "error":
         what = f"{len(same)} held-out images are also in train: {shown}"
         raise DataError(where, what, "remove one of each pair, or set data.leakage=warn", 40)
@@ -118,7 +118,7 @@ def _near(
     near = alike(Picked(looks, held), Picked(looks, train))
     pairs = np.column_stack([held[near[:, 0]], train[near[:, 1]]]).astype(np.int32)
     leaks = Leaks(rows.names, pairs, 0)
-    shown = first_few(f"'{leak.held}' is '{leak.twin}'" for leak in leaks)
+    shown = in_one_line(f"'{leak.held}' is '{leak.twin}'" for leak in leaks)
     what = "pairs of a held-out and a training image that look alike"
     return leaks.pairs, [f"{what}: {len(leaks)} ({shown})"] if leaks else []
 
@@ -136,7 +136,7 @@ def _torn_apart(rows: ImageRows, looks: Sequence[str], inside: Mask) -> list[str
     if not len(apart):
         return []
     names = Picked(rows.names, train)
-    shown = first_few(f"'{names[i]}' and '{names[j]}'" for i, j in apart)
+    shown = in_one_line(f"'{names[i]}' and '{names[j]}'" for i, j in apart)
     what = "pairs of images that look alike and are in different folds"
     return [f"{what}: {len(apart)} ({shown}); data.group holds them together"]
 
@@ -148,4 +148,4 @@ def _conflicts(rows: ImageRows, digests: Digests) -> list[str]:
     if not len(torn):
         return []
     names = (f"'{rows.names[i]}' is '{rows.names[int(twin[i])]}'" for i in map(int, torn))
-    return [f"images that are in two classes: {len(torn)} ({first_few(names)})"]
+    return [f"images that are in two classes: {len(torn)} ({in_one_line(names)})"]

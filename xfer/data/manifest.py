@@ -22,7 +22,7 @@ from xfer.core.files import open_to_read
 from xfer.core.types import Dataset
 from xfer.data.dataset import of_files
 from xfer.data.image import SUFFIXES
-from xfer.data.leakage import first_few
+from xfer.data.leakage import in_one_line
 from xfer.data.listed_image import located, row_of, suffix_lines
 from xfer.data.multilabel_rows import (
     HARD,
@@ -190,7 +190,7 @@ def _refuse_none_or_twice(path: Path, listed: Iterable[tuple[str, str]]) -> None
         raise DataError(path, "lists no image", "add a line for every image", 18)
     if twice:
         (where, what), *more = twice
-        lines = first_few(there.removeprefix(str(path)).strip(":[]") for there, _ in more)
+        lines = in_one_line(there.removeprefix(str(path)).strip(":[]") for there, _ in more)
         what += f"; {len(more)} more are listed again: {lines}" if more else ""
         raise DataError(where, what, "let each image be listed once", 16)
 

@@ -16,10 +16,11 @@ import numpy.typing as npt
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict
 
-from xfer.core.errors import DataError, closest, first_few
+from xfer.core.errors import DataError, closest, first_few, printable
 from xfer.core.files import parsed, read_text
 from xfer.core.read_back import checked
 from xfer.core.types import class_name
+from xfer.data.leakage import in_one_line
 
 _CELLS = {"0": 0, "1": 1, "": -1}
 _SHOWN = 5  # names in a remark
@@ -251,3 +252,16 @@ def classes_of(
     if not named and not known:
         raise DataError(where, "names no label at all", "give some images labels", 89)
     return tuple(known) or tuple(sorted(named))
+
+
+def lines_on_labels(labels: Iterable[tuple[str, ...]]) -> list[str]:
+    """Which labels the folders on the way to images are, and which of them lie at several depths;
+    ``labels`` are those of each folder."""
+    depths: dict[str, set[int]] = {}
+    for names in labels:
+        for depth, name in enumerate(names):
+            depths.setdefault(name, set()).add(depth)
+    lines = [f"labels are the folders on the way to an image: {in_one_line(sorted(depths))}"]
+    if often := sorted(name for name, some in depths.items() if len(some) > 1):
+        lines.append(f"folders of one name at several depths are one label: {in_one_line(often)}")
+    return list(map(printable, lines))

@@ -73,6 +73,12 @@ class Tree:
         with _listing(self.root / below) as entries:
             return any(_leads_to_folder(e) and not is_hidden(e.name) for e in entries)
 
+    def classes_in(self, below: str) -> int:
+        """How many folders in ``below`` have images: 1 where it has images and none of these has,
+        0 where there are none at all."""
+        inner = [Tree(self.root).images(f"{below}/{name}") for name in self.folders(below)]
+        return sum(map(bool, inner)) or int(bool(Tree(self.root).images(below)))
+
     def folders_alone(self, below: str) -> list[str]:
         """The folders directly in ``below``, sorted; none where an image lies beside them."""
         found = []

@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, Any
 from xfer.core.errors import CombinationError, ConfigError, raise_all
 from xfer.core.protocols import HasTeacher, Undecided
 from xfer.data.decode_cache import decoded_limit
+from xfer.data.folds import chooses, none_held_out
 from xfer.freeze import Layout, Phase
 from xfer.models.head import Dropout, Keep, Linear, Pooled, Remap
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
+    from xfer.core.types import Samples
 
+FEW = "has one image, or one group, to train on, and none is left to choose a penalty by"
 _ANY_EPOCHS = 1_000_000
 _SEEN = {"head": 20_000, "backbone": 2_000, "solved": 1_200}
 """Training images that a run sees in all, by what trains and from where."""
@@ -51,23 +54,27 @@ class Decision:
 
 
 def decide(
-    specs: Specs, layout: Layout, images: int, pretrained: bool, not_exact: str = ""
+    specs: Specs, layout: Layout, train: Samples, pretrained: bool, not_exact: str = ""
 ) -> list[Decision]:
-    """Every choice that ``specs`` leave open, for a network of ``layout`` and ``images`` training
-    images. ``not_exact`` is why the head cannot be solved after all, once a fit has tried.
+    """Every choice that ``specs`` leave open, for a network of ``layout`` and the images ``train``.
+    ``not_exact`` is why the head cannot be solved after all, once a fit has tried.
 
     Raises ConfigError for ``optim=exact`` where there is something that it cannot solve.
     """
+    images = len(train)
     phases = specs.freeze.phases(layout, _ANY_EPOCHS)
     obstacles = _obstacles(specs, layout, phases)
     if not_exact:
         obstacles = [("the network", not_exact, "optim=adamw")]
     undecided = isinstance(specs.optim, Undecided)
     if specs.optim.solves:
-        raise_all([_refusal(*obstacle) for obstacle in obstacles])
+        blind = [none_held_out()] if _blind(specs, train) else []
+        raise_all([*(_refusal(*obstacle) for obstacle in obstacles), *blind])
     elif not undecided:
         return _steps(specs, layout, phases, images, pretrained)
-    elif obstacles:
+    elif not obstacles and _blind(specs, train):
+        obstacles = [("each class", FEW, "optim=adamw")]
+    if undecided and obstacles:
         key, why, _ = obstacles[0]
         steps = _steps(specs, layout, phases, images, pretrained)
         return [Decision("optim", "adamw", f"{key} {why}"), *steps]
@@ -80,6 +87,13 @@ def decide(
         why = "one view an image, as it is evaluated; augment=standard solves on random views"
         decisions.append(Decision("augment", "none", why))
     return decisions
+
+
+def _blind(specs: Specs, train: Samples) -> bool:
+    """Whether a head that is solved would find no image held out to choose its penalty by."""
+    optim = specs.optim
+    given = getattr(optim, "l2", "auto") != "auto"
+    return not (given or specs.task.several or chooses(train, getattr(optim, "folds", 2)))
 
 
 def decide_filled(
@@ -321,20 +335,21 @@ def _needs_steps(specs: Specs) -> list[tuple[bool, str, str, str]]:
     ]
     if optim.solves or isinstance(optim, Undecided):
         # Of the two the one decays by default, where it comes to be AdamW.
-        usual = _default(optim, "weight_decay")
+        usual = default_of(optim, "weight_decay")
         fix = f"optim.weight_decay={usual:g}"
         asked.append((optim.weight_decay != usual, "optim.weight_decay", "is of steps", fix))
     for group, keys in (("trainer", _OF_STEPS), ("checkpoint", _OF_EPOCHS)):
         spec = getattr(specs, group)
         for key in keys:
-            usual, name = _default(spec, key), f"{group}.{key}"
+            usual, name = default_of(spec, key), f"{group}.{key}"
             given = getattr(spec, key) not in (usual, 0)
             typed = json.dumps(usual).strip('"')
             asked.append((given, name, by_step, f"{name}={typed}"))
     return asked
 
 
-def _default(spec: Any, key: str) -> Any:
+def default_of(spec: Any, key: str) -> Any:
+    """The value that a key of a spec has where nobody gives one."""
     return next(field.default for field in fields(spec) if field.name == key)
 
 

@@ -20,6 +20,7 @@ from xfer.plan import auto
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan, plan_calibration
 from xfer.plan.certificate_images import check_certificate
 from xfer.plan.classes import class_mismatch, joined, source_head
+from xfer.plan.memory_plan import within_memory
 from xfer.plan.multilabel_task import check_source_head, of_card, refuse_for_labels, watched
 from xfer.plan.plan import NO_LAYOUT, Plan
 from xfer.plan.preflight import check_devices, check_votes
@@ -72,7 +73,7 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     if training:
         _check_training(plan)
         check_certificate(plan.specs, plan.dataset)
-    return plan
+    return within_memory(plan)
 
 
 def _dataset(
@@ -196,10 +197,9 @@ def _what_trains(
         adapters.put(network.module, added)
         design = design.adapted(added["weights"], [*dict(network.module.named_parameters())])
         parts = replace(parts, adapters=added)
-    images = len(dataset.splits["train"])
     if isinstance(specs.head, Knn | Prototype):
         return _what_is_filled(specs, parts, dataset)
-    decisions = auto.decide(specs, design, images, pretrained, not_exact)
+    decisions = auto.decide(specs, design, dataset.splits["train"], pretrained, not_exact)
     specs = auto.apply(specs, decisions)
     if watches := auto.watching(specs, *watched(specs)):
         decisions, specs = [*decisions, *watches], auto.apply(specs, watches)

@@ -20,9 +20,10 @@ from xfer.data.folds import fold_facts
 from xfer.data.shared_memory import SHARED, free_bytes, has_locks
 from xfer.data.tta import tta_facts
 from xfer.freeze import Layout, Phase, ever
-from xfer.plan.auto import Decision
+from xfer.plan.auto import FEW, Decision
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan
 from xfer.plan.certificate_images import certificate_facts
+from xfer.plan.memory_plan import memory_remarks
 from xfer.plan.resume import fingerprint
 from xfer.plan.teacher_plan import TeacherPlan, teacher_remarks
 
@@ -137,10 +138,12 @@ class Plan:
             "splits": _split_facts(dataset, specs) if dataset else {},
             "folds": fold_facts(dataset, specs.data) if dataset and specs.data else None,
             "remarks": [
+                *memory_remarks(self),
                 *(dataset.remarks if dataset else ()),
                 *_not_listed(dataset),
                 *_too_long(self),
                 *_one_view(self),
+                *_too_few(self),
                 *_to_start(self),
                 *_fewer_processors(),
                 *_taking_turns(self),
@@ -216,6 +219,16 @@ def _one_view(plan: Plan) -> list[str]:
     if not (plan.folded and plan.specs.optim.solves and plan.specs.tta != "none"):
         return []
     return [f"the folds are answered on one view of each image, without tta={plan.specs.tta}"]
+
+
+def _too_few(plan: Plan) -> list[str]:
+    """That a head which is usually solved is trained step by step, for want of images."""
+    if not any(
+        decision.key == "optim" and decision.why.endswith(FEW) for decision in plan.decisions
+    ):
+        return []
+    others = "head=prototype and optim=exact optim.l2=0.1 do without"
+    return [f"the head is trained step by step, for each class {FEW}; {others}"]
 
 
 def _to_start(plan: Plan) -> list[str]:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from xfer.core.errors import CombinationError
 from xfer.core.seeds import derive
-from xfer.data.folds import inner
+from xfer.data.folds import inner, none_held_out
 from xfer.training import logistic
 
 if TYPE_CHECKING:
@@ -87,6 +86,4 @@ def refuse_blind(strengths: Sequence[float], folds: npt.NDArray[np.int64]) -> No
     """Raise CombinationError where one of several ``strengths`` is to be chosen and no image is
     held out by ``folds`` to choose it by."""
     if len(strengths) > 1 and (folds < 0).all():
-        what = "is chosen by images that are held out, and each class has one image, or one group"
-        fix = "type head=prototype or optim=exact optim.l2=0.1, or add images"
-        raise CombinationError("optim.l2", what, fix, 9)
+        raise none_held_out()

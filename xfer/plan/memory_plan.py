@@ -1,0 +1,122 @@
+"""Smaller batches and fewer processes where little memory is left: the kernel kills without a word.
+
+Only what changes no training is chosen here: how many images a frozen network answers at once, how
+many an exported file is compared on at once, and who decodes. What was typed stays as it is, with
+a remark where it takes more than there is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from xfer.core.control_groups import available
+from xfer.plan.auto import Decision, default_of
+
+if TYPE_CHECKING:
+    from xfer.config.specs import Specs
+    from xfer.plan.plan import Plan
+
+_PIXEL = 240
+"""Bytes a pixel of the images that are answered together, at the widest layer: SqueezeNet's."""
+_WORKER, _REST = 220_000_000, 400_000_000
+"""Bytes of a process that decodes, and of what a run takes after its plan beside all of this: the
+trace of an export and the figures of a report."""
+_SMALLEST = 4
+
+
+def within_memory(plan: Plan) -> Plan:
+    """``plan`` with what fits the memory that is left, where its usual values do not."""
+    lesser = _lesser(plan, available())
+    chosen = {key: value for key, value in lesser.items() if _open(plan.specs, key)}
+    if not chosen:
+        return plan
+    why = f"{_megabytes(available())} of memory are left, and the run would take about "
+    why += _megabytes(_needed(plan, _values(plan.specs)))
+    decisions = tuple(Decision(key, value, why) for key, value in chosen.items())
+    specs = plan.specs
+    for key, value in chosen.items():
+        specs = _with(specs, key, value)
+    return replace(plan, specs=specs, decisions=(*plan.decisions, *decisions))
+
+
+def memory_remarks(plan: Plan) -> list[str]:
+    """That what was typed, or what trains, may take more memory than is left."""
+    free = available()
+    needed = _needed(plan, _values(plan.specs))
+    if needed <= free:
+        return []
+    typed = " ".join(f"{key}={value}" for key, value in _lesser(plan, free).items())
+    what = f"the run takes about {_megabytes(needed)} of memory, {_megabytes(free)} are left, and "
+    what += "the system may kill it without a word"
+    return [f"{what}: type {typed}" if typed else f"{what}: give it more, or a smaller image size"]
+
+
+def _lesser(plan: Plan, free: int) -> dict[str, int]:
+    """The values that fit into ``free`` bytes, of the keys whose usual values do not; the smallest
+    where none fits."""
+    asked = _values(plan.specs)
+    if _needed(plan, asked) <= free:
+        return {}
+    values = {**asked, "data.workers": 0}
+    size = 1 << (max(values.values()) - 1).bit_length()
+    while _needed(plan, values) > free and size > _SMALLEST:
+        size //= 2
+        values = {key: min(value, size) for key, value in values.items()}
+    if most := asked.get("export.images"):  # batches of 1 and 2 are compared on so many
+        values["export.images"] = max(values["export.images"], min(16, most))
+    return {key: value for key, value in values.items() if value != asked[key]}
+
+
+def _values(specs: Specs) -> dict[str, int]:
+    """What each key that decides is now."""
+    from xfer.core.device import device_of
+
+    data, every = specs.data, not specs.stages
+    if data is None:
+        return {}
+    values = {"data.workers": data.workers}
+    if device_of(specs.trainer.accelerator).type != "cpu":
+        return values
+    values["data.eval_batch_size"] = data.eval_batch_size
+    if specs.optim.solves and specs.features.use != "never":
+        together: int | None = getattr(specs.features, "batch_size", None)
+        values["features.batch_size"] = together or data.batch_size
+    if every or "export" in specs.stages:
+        values["export.images"] = specs.export.gate.images
+    return values
+
+
+def _needed(plan: Plan, values: Mapping[str, int]) -> int:
+    """Bytes that the run takes at most beside what its plan has taken."""
+    if not values:
+        return 0
+    together = max((v for key, v in values.items() if key != "data.workers"), default=0)
+    images = together * _PIXEL * math.prod(plan.card.input.size)
+    return _REST + images + values["data.workers"] * plan.specs.trainer.devices * _WORKER
+
+
+def _open(specs: Specs, key: str) -> bool:
+    """Whether a key has its usual value, and was not typed. What is answered together moves the
+    last digits, by which the best epoch is chosen: where steps train, a run that is resumed must
+    have what it began with."""
+    by_steps = not specs.optim.solves and (specs.trains or not specs.stages)
+    if by_steps and key == "data.eval_batch_size":
+        return False
+    group, _, name = key.partition(".")
+    spec = specs.export.gate if group == "export" else getattr(specs, group)
+    return key not in specs.explicit and getattr(spec, name) == default_of(spec, name)
+
+
+def _with(specs: Specs, key: str, value: int) -> Specs:
+    group, _, name = key.partition(".")
+    if group == "export":
+        gate = replace(specs.export.gate, **{name: value})
+        return replace(specs, export=replace(specs.export, gate=gate))
+    return replace(specs, **{group: replace(getattr(specs, group), **{name: value})})
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
