@@ -17,6 +17,7 @@ from unittest.mock import Mock
 
 import pytest
 from PIL import Image
+from sweeps import until
 
 from xfer.core.errors import OutputError
 from xfer.core.locks import Lock
@@ -100,8 +101,12 @@ def test_a_killed_owner_s_lock_is_free_at_once_while_its_worker_lives(
 
 
 def test_who_waits_for_a_scan_that_stands_still_is_told_for_whom(
-    tmp_path: Path, lines: list[str]
+    tmp_path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    clock, looks = [0.0], []
+    asleep = lambda seconds: (looks.append(clock[0]), time.sleep(seconds))  # noqa: E731
+    waited = Mock(monotonic=lambda: clock[0], sleep=asleep)
+    monkeypatch.setattr("xfer.core.locks.time", waited)
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     owner, worker = holding("scan", tmp_path)
     owner.send_signal(signal.SIGSTOP)
@@ -109,11 +114,12 @@ def test_who_waits_for_a_scan_that_stands_still_is_told_for_whom(
     waits = threading.Thread(target=lambda: done.append(examine([tmp_path / "a.png"], tmp_path)))
     try:
         waits.start()
-        time.sleep(0.5)
+        until(lambda: looks)
+        clock[0] = 0.5
+        until(lambda: looks.count(0.5) > 1)
         assert lines == [], "half a second is not worth a word"
-        deadline = time.monotonic() + 10
-        while not lines and time.monotonic() < deadline:
-            time.sleep(0.05)
+        clock[0] = 1.5
+        until(lambda: lines)
         (said,) = lines
         assert said.startswith(f"waiting for process {owner.pid} (stopped) (")
         assert said.endswith(f"), which reads the images of {tmp_path}")
@@ -121,7 +127,7 @@ def test_who_waits_for_a_scan_that_stands_still_is_told_for_whom(
         owner.kill()
         os.kill(worker, signal.SIGKILL)
         owner.communicate()
-    waits.join(10)
+    waits.join(300)
     assert len(done) == 1 and len(lines) == 1
 
 
@@ -138,9 +144,9 @@ def test_every_other_lock_that_is_waited_for_says_so_once(
         lock = Lock(os.open(held, os.O_RDWR | os.O_CREAT))
         waits = threading.Thread(target=wait)
         waits.start()
-        time.sleep(0.3)
+        until(lambda: lines)
         lock.close()
-        waits.join(10)
+        waits.join(300)
         (said,) = lines
         assert said.startswith("waiting for another part of this process, which ")
         assert path.with_suffix("").name in said

@@ -32,6 +32,9 @@ OPEN_ALL = (
     "for (const d of document.querySelectorAll('details')) {"
     " d.removeAttribute('name'); d.open = true; }"
 )
+_PATIENCE = 900
+"""Seconds for a page to be loaded or a script to end; by itself WebDriver gives up a script after
+30, in which axe does not look through a large page on a busy machine."""
 ENTER, ESCAPE, RIGHT, SPACE = "\ue007", "\ue00c", "\ue014", " "
 
 
@@ -52,6 +55,7 @@ class Browser:
             "browserName": "chrome",
             "goog:chromeOptions": {"binary": program, "args": flags},
             "goog:loggingPrefs": {"browser": "ALL"},
+            "timeouts": {"pageLoad": 1000 * _PATIENCE, "script": 1000 * _PATIENCE},
         }
         begun = self._ask("", {"capabilities": {"alwaysMatch": wanted}})
         self.root += f"/{begun['sessionId']}"
@@ -63,7 +67,7 @@ class Browser:
         try:
             # No proxy stands between this machine and itself.
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-            with opener.open(request, timeout=120) as answer:
+            with opener.open(request, timeout=_PATIENCE) as answer:
                 return json.load(answer)["value"]
         except urllib.error.HTTPError as error:
             with error:

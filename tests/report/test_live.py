@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import warm
 from browser import chromium, need_axe
+from sweeps import until
 from test_report import Page
 
 import xfer
 from xfer.core.errors import OutputError
+from xfer.core.files import write_text
 from xfer.report import live
 
 RUN = ("experiment=digits_sgd", "freeze=none", "features=never", "run.dir=run", "optim.lr=0.001")
@@ -51,11 +53,7 @@ def epochs_on(page: Path) -> int:
 
 
 def waited_for(page: Path, epochs: int, process: warm.Run) -> str:
-    until = time.monotonic() + 120
-    while epochs_on(page) < epochs:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until, "the page does not follow the run"
-        time.sleep(0.1)
+    until(lambda: epochs_on(page) >= epochs, process)
     return page.read_text("utf-8")
 
 
@@ -68,11 +66,12 @@ def test_the_page_follows_the_run_and_a_kill_leaves_it_whole(run: warm.Run, tmp_
         assert "<h2>Training</h2>" in html and "<svg" in html
         assert "Nothing was exported" not in html and "This run did not train" not in html
     os.kill(run.pid, signal.SIGKILL)
-    run.wait(60)
+    run.wait(600)
     html = page.read_text("utf-8")
     assert html.rstrip().endswith("</html>") and "section" in Page(html).tags
     with chromium() as browser:
         browser.look(360)
+        page.write_text(aged(html, 0), "utf-8")  # however long the browser took to start
         browser.open(page)
         assert "Nothing has been written" not in browser.run(TEXT)
         assert browser.run(BUTTON) == "Pause"
@@ -93,7 +92,7 @@ def test_a_run_that_is_stopped_says_so_and_reloads_no_more(run: warm.Run, tmp_pa
     page = tmp_path / "run" / "report.html"
     waited_for(page, 1, run)
     os.kill(run.pid, signal.SIGTERM)
-    assert run.wait(60) == 143
+    assert run.wait(600) == 143
     html = page.read_text("utf-8")
     assert re.search(r"Interrupted in fit, \d+ of 500 epochs done", html)
     assert not RELOADS.search(html) and "reloads itself" not in html
@@ -143,11 +142,8 @@ def test_the_finished_card_does_not_reload_and_axe_minds_nothing(
         assert browser.run("return document.documentElement.scrollWidth") <= 360
         page.write_text(soon, "utf-8")
         browser.open(page)
-        page.write_text(soon.replace("3 of 3", "the next look"), "utf-8")
-        until = time.monotonic() + 30
-        while "the next look" not in browser.run("return document.body.textContent"):
-            assert time.monotonic() < until, "the page does not reload itself"
-            time.sleep(0.1)
+        write_text(page, soon.replace("3 of 3", "the next look"))  # at once: it is read meanwhile
+        until(lambda: "the next look" in browser.run("return document.body.textContent"))
 
 
 def test_without_the_stage_report_there_is_no_page(
@@ -188,6 +184,8 @@ def test_the_page_costs_little_of_an_epoch(tmp_path: Path, monkeypatch: pytest.M
         pages.append(page)
 
     monkeypatch.setattr(live.LivePage, "__init__", watch)
+    # Of this process alone, whatever else the machine does.
+    monkeypatch.setattr("time.perf_counter", time.process_time)
     done = xfer.run(overrides=[*RUN, *SHORT])
     assert done.facts is not None
     trained = sum(done.facts["timing"]["epoch_s"])

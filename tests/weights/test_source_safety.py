@@ -212,7 +212,7 @@ for path in sys.argv[1:]:
         pickle.loads(open(path, "rb").read())
     except Exception as error:
         print(path, repr(error))
-    end = time.time() + 5
+    end = time.time() + 100
     while not os.path.exists(folder + "/canary") and time.time() < end:
         time.sleep(0.01)
 """
@@ -228,7 +228,7 @@ def test_each_of_these_pickles_would_run_its_code(tmp_path: Path) -> None:
         files.append(folder / "evil.pkl")
     env = {k: v for k, v in os.environ.items() if k != "TORCH_FORCE_WEIGHTS_ONLY_LOAD"}
     command = [sys.executable, "-W", "ignore", "-c", CONTROL, *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=600)
     harmless = [f.parent.name for f in files if not (f.parent / "canary").exists()]
     assert harmless == [], done.stdout + done.stderr
 
