@@ -1,7 +1,8 @@
-"""Fine-tuning asks its images whether they may be flipped, and heeds the answer."""
+"""Fine-tuning asks its images whether they may be flipped and cropped, and heeds the answers."""
 
 import json
 
+import numpy as np
 import pytest
 from runs import (
     assert_equal,
@@ -17,7 +18,9 @@ from runs import (
 import xfer
 from xfer.config.hydra import compose_specs
 from xfer.core.torch_file import load_tensors
+from xfer.data.augment import Plain, Standard
 from xfer.plan.make import make_plan
+from xfer.training.asked_views import cropping, heeding
 
 SOLVED = ["freeze=lp_ft", "features=auto", "trainer.head_start=solved"]
 
@@ -77,3 +80,48 @@ def test_the_plan_says_so_only_where_images_are_asked(words, told):
     plan = make_plan(compose_specs(["experiment=digits_sgd", *SOLVED, *words]))
     whys = [row["why"] for row in plan.facts["auto"] if row["key"] == "augment"]
     assert any("no flips where over 60 % fare worse mirrored" in why for why in whys) is told
+
+
+def asked(n, lost, gained):
+    """Which of ``n`` images are right as they are, and which as crops."""
+    right, still = np.ones((2, n), np.bool_)
+    still[:lost] = False
+    right[n - gained :] = False
+    return right, still
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "gained", "crops"),
+    [
+        (250, 64, 4, False),  # digits
+        (244, 10, 3, True),  # photographs
+        (250, 29, 4, True),  # exactly the margin
+        (250, 30, 4, False),
+        (20, 6, 0, True),  # three tenths, which chance explains: p is 1 in 64
+        (20, 7, 0, False),
+        (10_000, 900, 0, True),  # certain, and little
+        (50, 0, 50, True),
+        (50, 0, 0, True),
+    ],
+)
+def test_crops_are_left_out_where_surely_a_tenth_fewer_are_answered_right(n, lost, gained, crops):
+    found = cropping(*asked(n, lost, gained))
+    assert found["crops"] is crops
+    assert (found["n"], found["lost"], found["gained"]) == (n, lost, gained)
+    assert found["acc"] - found["cropped_acc"] == pytest.approx((lost - gained) / n)
+
+
+@pytest.mark.parametrize(
+    ("flips", "crops", "becomes"),
+    [
+        (True, True, Standard(scale=(0.4, 1.0))),
+        (False, True, Standard(scale=(0.4, 1.0), flip=0.0)),
+        (True, False, Plain()),
+        (False, False, Plain()),
+    ],
+)
+def test_what_was_found_is_heeded(flips, crops, becomes):
+    plan = make_plan(compose_specs(["experiment=digits_sgd", *SOLVED, "augment=auto"]))
+    found = {"mirroring": {"flips": flips}, "cropping": {"crops": crops}}
+    assert heeding(plan, found).specs.augment == becomes
+    assert heeding(plan, {}) is plan
