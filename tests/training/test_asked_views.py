@@ -25,12 +25,12 @@ from xfer.training.asked_views import cropping, heeding
 SOLVED = ["freeze=lp_ft", "features=auto", "trainer.head_start=solved"]
 
 
-def found(run):
-    return json.loads((run / "result.json").read_text())["mirroring"]
+def found(run, question="mirroring"):
+    return json.loads((run / "result.json").read_text())[question]
 
 
 @pytest.mark.slow
-def test_digits_are_not_flipped_and_a_run_that_is_killed_knows_it(tmp_path):
+def test_digits_are_neither_flipped_nor_cropped_and_a_run_that_is_killed_knows_it(tmp_path):
     places = {name: tmp_path / name for name in ("whole", "killed", "typed")}
     for place in places.values():
         place.mkdir()
@@ -41,30 +41,34 @@ def test_digits_are_not_flipped_and_a_run_that_is_killed_knows_it(tmp_path):
     wait_for(lambda: any(places["killed"].rglob("last.ckpt")), process)
     kill(process)
     assert "resumed in epoch 1" in finish(start(places["killed"], *options, **cache))
-    finish(start(places["typed"], *SOLVED, "augment=light", "augment.flip=0", **cache))
+    finish(start(places["typed"], *SOLVED, "augment=none", **cache))
     whole, killed, typed = (only_run(place) for place in places.values())
     verdict = found(whole)
     assert verdict["flips"] is False and verdict["p"] < 0.01
     assert verdict["worse"] > 0.6 * verdict["n"] and verdict["mirrored_acc"] < verdict["acc"]
     line = f"mirrored, {verdict['worse']} of {verdict['n']} held-out images are answered worse"
     assert line in said and "no flips; augment=light flips" in said
+    crops = found(whole, "cropping")
+    assert crops["crops"] is False and crops["p"] < 0.01 and crops["acc"] == verdict["acc"]
+    line = f"cropped, {crops['lost']} of {crops['n']} held-out images are right no longer"
+    assert line in said and "no crops, no flips; augment=light has both" in said
     assert_same(killed, whole)
-    assert found(killed) == verdict
-    # It trains as a run does that was told to leave the flips out, and that asks nothing.
-    assert found(typed) is None and rows(typed) == rows(whole)
+    assert found(killed) == verdict and found(killed, "cropping") == crops
+    # It trains as a run does that was told to take images as they are, and that asks nothing.
+    assert found(typed) is None and found(typed, "cropping") is None
+    assert rows(typed) == rows(whole)
     ours, theirs = (load_tensors(r / "checkpoints/best.ckpt")["state_dict"] for r in (whole, typed))
     assert_equal(ours, theirs, "state_dict")
 
 
 @pytest.mark.parametrize(("digits", "flips"), [("[0,8]", True), ("[5,6,7]", False)])
-def test_what_is_its_own_mirror_image_is_flipped_and_nothing_else(
-    digits, flips, tmp_path, monkeypatch
-):
+def test_only_what_is_its_own_mirror_image_may_be_flipped(digits, flips, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     short = [*SOLVED, "augment=auto", "trainer.max_epochs=2", "stages=[fit]", "data.workers=0"]
     result = xfer.run("digits_sgd", [*short, f"data.digits={digits}"])
     assert result.facts["mirroring"]["flips"] is flips
-    said = "images are flipped" if flips else "no flips; augment=light flips"
+    assert result.facts["cropping"]["crops"] is False
+    said = "they may be flipped" if flips else "no flips; augment=light flips"
     assert said in (result.folder / "run.log").read_text()
 
 

@@ -88,7 +88,7 @@ def mirroring(losses: Losses, right: Right, mirrored: Losses, still: Right) -> P
     acc, then = float(right.mean()), float(still.mean())
     share, level = MIRRORED_WORSE
     p = float(binomtest(worse, n, share, alternative="greater").pvalue)
-    said = "no flips; augment=light flips" if p < level else "images are flipped"
+    said = "no flips; augment=light flips" if p < level else "they may be flipped"
     log.info(
         f"mirrored, {worse} of {n} held-out images are answered worse, with accuracy {then:.4f} "
         f"for {acc:.4f}: {said}"
@@ -106,7 +106,7 @@ def cropping(right: Right, still: Right) -> Plain:
     share, level = CROPPED_FEWER
     p = float(binomtest(lost, lost + gained, alternative="greater").pvalue) if lost else 1.0
     crops = lost - gained <= share * n or p >= level
-    said = "images are cropped" if crops else "none is cropped or flipped; augment=light does"
+    said = "they may be cropped" if crops else "no crops, no flips; augment=light has both"
     log.info(
         f"cropped, {lost} of {n} held-out images are right no longer and {gained} only then, "
         f"accuracy {then:.4f} for {acc:.4f}: {said}"
@@ -118,11 +118,11 @@ def cropping(right: Right, still: Right) -> Plain:
 def heeding(plan: Plan, found: Plain) -> Plan:
     """``plan`` as ``found``, by :func:`verdicts`, has it: without flips, or with images as they are
     evaluated, where crops are left out."""
-    augment: NoAugment = plan.specs.augment
+    augment = plan.specs.augment
     if not found.get("cropping", {}).get("crops", True):
         augment = NoAugment()
     elif not found.get("mirroring", {}).get("flips", True):
-        augment = replace(augment, flip=0.0)  # type: ignore[call-arg]
+        augment = replace(augment, flip=0.0)  # type: ignore[type-var]
     else:
         return plan
     return replace(plan, specs=replace(plan.specs, augment=augment))

@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
+    from xfer.core.protocols import Augment
     from xfer.core.types import InputSpec
-    from xfer.data.augment import Plain as NoAugment
     from xfer.plan.plan import Plan
 
 _PROVING = 2
@@ -99,7 +99,7 @@ class Extraction:
         self.claimed = self.exact and reproducible
         self.difference = 0.0
 
-    def drawing(self, augment: NoAugment) -> Extraction:
+    def drawing(self, augment: Augment) -> Extraction:
         """The same with other views, which ``augment`` draws, in chunks that serve every order."""
         other = copy(self)
         other.plan = replace(self.plan, specs=replace(self.plan.specs, augment=augment))
