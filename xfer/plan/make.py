@@ -73,7 +73,8 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     if training:
         _check_training(plan)
         check_certificate(plan.specs, plan.dataset)
-    return within_memory(plan)
+    specs, fitting = within_memory(plan.specs, plan.card.input.size)
+    return replace(plan, specs=specs, decisions=(*plan.decisions, *fitting))
 
 
 def _dataset(

@@ -17,7 +17,6 @@ from xfer.plan.auto import Decision, default_of
 
 if TYPE_CHECKING:
     from xfer.config.specs import Specs
-    from xfer.plan.plan import Plan
 
 _PIXEL = 240
 """Bytes a pixel of the images that are answered together, at the widest layer: SqueezeNet's."""
@@ -27,46 +26,44 @@ trace of an export and the figures of a report."""
 _SMALLEST = 4
 
 
-def within_memory(plan: Plan) -> Plan:
-    """``plan`` with what fits the memory that is left, where its usual values do not."""
-    lesser = _lesser(plan, available())
-    chosen = {key: value for key, value in lesser.items() if _open(plan.specs, key)}
-    if not chosen:
-        return plan
-    why = f"{_megabytes(available())} of memory are left, and the run would take about "
-    why += _megabytes(_needed(plan, _values(plan.specs)))
-    decisions = tuple(Decision(key, value, why) for key, value in chosen.items())
-    specs = plan.specs
-    for key, value in chosen.items():
-        specs = _with(specs, key, value)
-    return replace(plan, specs=specs, decisions=(*plan.decisions, *decisions))
+def within_memory(specs: Specs, size: tuple[int, int]) -> tuple[Specs, list[Decision]]:
+    """``specs`` with what fits the memory that is left, where its usual values do not, for images
+    of ``size``; and these values as decisions."""
+    free = available()
+    why = f"{_megabytes(free)} of memory are left, and the run would take about "
+    why += _megabytes(_needed(specs, size, _values(specs)))
+    lesser = _lesser(specs, size, free)
+    decisions = [Decision(key, value, why) for key, value in lesser.items() if _open(specs, key)]
+    for decision in decisions:
+        specs = _with(specs, decision.key, decision.value)
+    return specs, decisions
 
 
-def memory_remarks(plan: Plan) -> list[str]:
+def memory_remarks(specs: Specs, size: tuple[int, int]) -> list[str]:
     """That what was typed, or what trains, may take more memory than is left."""
     free = available()
-    needed = _needed(plan, _values(plan.specs))
+    needed = _needed(specs, size, _values(specs))
     if needed <= free:
         return []
-    typed = " ".join(f"{key}={value}" for key, value in _lesser(plan, free).items())
+    typed = " ".join(f"{key}={value}" for key, value in _lesser(specs, size, free).items())
     what = f"the run takes about {_megabytes(needed)} of memory, {_megabytes(free)} are left, and "
     what += "the system may kill it without a word"
     return [f"{what}: type {typed}" if typed else f"{what}: give it more, or a smaller image size"]
 
 
-def _lesser(plan: Plan, free: int) -> dict[str, int]:
+def _lesser(specs: Specs, size: tuple[int, int], free: int) -> dict[str, int]:
     """The values that fit into ``free`` bytes, of the keys whose usual values do not; the smallest
     where none fits."""
-    asked = _values(plan.specs)
-    if _needed(plan, asked) <= free:
+    asked = _values(specs)
+    if _needed(specs, size, asked) <= free:
         return {}
     values = {**asked, "data.workers": 0}
-    size = 1 << (max(values.values()) - 1).bit_length()
-    while _needed(plan, values) > free and size > _SMALLEST:
-        size //= 2
-        values = {key: min(value, size) for key, value in values.items()}
-    if most := asked.get("export.images"):  # batches of 1 and 2 are compared on so many
-        values["export.images"] = max(values["export.images"], min(16, most))
+    most = 1 << (max(values.values()) - 1).bit_length()
+    while _needed(specs, size, values) > free and most > _SMALLEST:
+        most //= 2
+        values = {key: min(value, most) for key, value in values.items()}
+    if compared := asked.get("export.images"):  # batches of 1 and 2 are compared on so many
+        values["export.images"] = max(values["export.images"], min(16, compared))
     return {key: value for key, value in values.items() if value != asked[key]}
 
 
@@ -89,13 +86,13 @@ def _values(specs: Specs) -> dict[str, int]:
     return values
 
 
-def _needed(plan: Plan, values: Mapping[str, int]) -> int:
+def _needed(specs: Specs, size: tuple[int, int], values: Mapping[str, int]) -> int:
     """Bytes that the run takes at most beside what its plan has taken."""
     if not values:
         return 0
     together = max((v for key, v in values.items() if key != "data.workers"), default=0)
-    images = together * _PIXEL * math.prod(plan.card.input.size)
-    return _REST + images + values["data.workers"] * plan.specs.trainer.devices * _WORKER
+    images = together * _PIXEL * math.prod(size)
+    return _REST + images + values["data.workers"] * specs.trainer.devices * _WORKER
 
 
 def _open(specs: Specs, key: str) -> bool:
@@ -113,7 +110,7 @@ def _open(specs: Specs, key: str) -> bool:
 def _with(specs: Specs, key: str, value: int) -> Specs:
     group, _, name = key.partition(".")
     if group == "export":
-        gate = replace(specs.export.gate, **{name: value})
+        gate = replace(specs.export.gate, **{name: value})  # type: ignore[type-var]
         return replace(specs, export=replace(specs.export, gate=gate))
     return replace(specs, **{group: replace(getattr(specs, group), **{name: value})})
 

@@ -138,7 +138,7 @@ class Plan:
             "splits": _split_facts(dataset, specs) if dataset else {},
             "folds": fold_facts(dataset, specs.data) if dataset and specs.data else None,
             "remarks": [
-                *memory_remarks(self),
+                *memory_remarks(specs, card.input.size),
                 *(dataset.remarks if dataset else ()),
                 *_not_listed(dataset),
                 *_too_long(self),
