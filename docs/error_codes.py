@@ -1,7 +1,7 @@
 """The table of every error number, and the page of the documentation that is made from it.
 
 A number is the ``base`` of its class in :mod:`xfer.core.errors` plus what the raise site gives, and
-the class decides the exit code. The table is xfer/core/error_codes.toml. One number has one
+the class decides the exit code. The table is error_codes.toml beside this. One number has one
 meaning: a new mistake takes a number that is free in the hundred of its class. None is free in that
 of ConfigError; options that do not go together are a CombinationError, E001 to E049.
 
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from xfer.core import errors
 
-_TABLE = Path(errors.__file__).with_name("error_codes.toml")
+_TABLE = Path(__file__).with_suffix(".toml")
 _LAST = 999
 _TABLE_HEAD = ("| number | meaning | example | remedy |", "| --- | --- | --- | --- |")
 _BARE = "A bug in xfer, or a process of the run that ended without saying why."
 _HEAD = """# Errors
 
-<!-- Made from xfer/core/error_codes.toml by error_codes.py beside this page: change the table. -->
+<!-- Made from error_codes.toml by error_codes.py, both beside this page: change the table. -->
 
 A mistake is one line on stderr, without a traceback:
 

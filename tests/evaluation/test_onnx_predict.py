@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shlex
@@ -17,6 +16,7 @@ import onnx
 import pytest
 from pictures import folders
 from PIL import Image
+from runs import table
 
 import xfer
 from xfer.core.errors import ConfigError, DataError, Problems, WeightsError
@@ -42,11 +42,6 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return folders(tmp_path, {"photos": 40})
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def predicted(*overrides: str) -> list[dict[str, str]]:

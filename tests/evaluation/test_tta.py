@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 from dataclasses import replace
@@ -15,6 +14,7 @@ import pytest
 import torch
 from pictures import picture
 from PIL import Image, ImageOps
+from runs import facts, table
 from safetensors.torch import load_file
 from torchvision.models import squeezenet1_0
 from torchvision.transforms import InterpolationMode, v2
@@ -106,15 +106,6 @@ def photos(assets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> lis
     for path in sorted((assets / "Hymenoptera" / "val" / "bees").iterdir())[:5]:
         (Path("photos") / path.name).symlink_to(path)
     return [str(path) for path in sorted(Path("photos").iterdir())]
-
-
-def facts(folder: Path, name: str = "result.json") -> Any:
-    return json.loads((folder / name).read_text())
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def shares(rows: list[dict[str, str]]) -> np.ndarray[Any, Any]:

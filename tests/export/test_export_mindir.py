@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import torch
 from networks import make
 from real_mindspore import Images, by_mindspore, needs_mindspore
+from test_export import facts
 from torch import nn
 
 from xfer.core.errors import ExportError
@@ -78,11 +78,6 @@ def pictures(assets: Path, size: int, count: int = 3) -> Images:
 @pytest.fixture(scope="module")
 def images(assets: Path) -> Images:
     return pictures(assets, 64)
-
-
-def facts(spec: Any) -> dict[str, Any]:
-    group = type(spec).__module__.split(".")[2]
-    return {"_target_": f"xfer.models.{group}.{type(spec).__name__}", **asdict(spec)}
 
 
 def card(backbone: Any = TINY, head: Any = None) -> Card:

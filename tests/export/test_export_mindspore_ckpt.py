@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import typing
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from networks import make
+from test_export import facts
 from torch import nn
 
 from xfer.core.errors import ExportError, Problems, WeightsError
@@ -49,11 +49,6 @@ TWINS: list[tuple[str, Any]] = [
 ]
 IDS = [f"{dialect}-{spec.library}" for dialect, spec in TWINS]
 SMALL = [pair for pair in TWINS if pair[1].library == "timm" or "net1" in pair[1].name]
-
-
-def facts(spec: Any) -> dict[str, Any]:
-    group = type(spec).__module__.split(".")[2]
-    return {"_target_": f"xfer.models.{group}.{type(spec).__name__}", **asdict(spec)}
 
 
 def card(backbone: Any, head: Any = None, dialect: str = "") -> Card:

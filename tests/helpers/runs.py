@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import warm
 
@@ -66,6 +67,17 @@ def kill(process: Process) -> None:
 def only_run(folder: Path) -> Path:
     (found,) = (folder / "outputs" / "digits_sgd").iterdir()
     return found
+
+
+def facts(folder: str | Path, name: str = "result.json") -> Any:
+    """What a JSON file of a run says."""
+    return json.loads((Path(folder) / name).read_text())
+
+
+def table(folder: Path, name: str = "") -> list[dict[str, str]]:
+    """The rows of a CSV file, or of that which is called ``name`` in a folder."""
+    with (folder / name).open(newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 def rows(run: Path) -> list[dict[str, str]]:

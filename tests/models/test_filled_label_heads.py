@@ -3,7 +3,6 @@ are unknown, which never count."""
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import warm
+from runs import table
 from scipy.special import expit
 from sklearn.metrics import f1_score, log_loss
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
@@ -152,11 +152,6 @@ def made(request: Any, place: Path) -> tuple[str, Path]:
     said, _ = run.communicate()
     assert run.returncode == 0, said
     return name, place / name
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def test_the_run_answers_as_scikit_learn_on_its_features(

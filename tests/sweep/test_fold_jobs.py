@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import warm
+from runs import facts, table
 from sweeps import quick_sweep
 
 import xfer
@@ -29,15 +29,6 @@ OPTIONS = [
 ]
 
 JOBS = [Job(number, (f"data.fold={number}",), {}) for number in range(4)]
-
-
-def facts(folder: Path, name: str = "result.json"):
-    return json.loads((folder / name).read_text())
-
-
-def table(folder: Path, name: str) -> list[dict[str, str]]:
-    with (folder / name).open() as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 import runs
 import torch
 import warm
+from runs import facts
 
 import xfer
 from xfer.config.hydra import compose_specs
@@ -28,10 +29,6 @@ from xfer.training.logistic import folds
 from xfer.weights.formats.checkpoint_format import read_snapshot
 
 STEPS = ["trainer.max_epochs=3", "data.workers=0"]
-
-
-def facts(folder: Path, name: str = "result.json") -> Any:
-    return json.loads((folder / name).read_text())
 
 
 def state(folder: Path) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from runs import facts, table
 
 import xfer
 from xfer.core.errors import CombinationError, DataError
@@ -18,15 +17,6 @@ from xfer.training.feature_moments import moments
 from xfer.training.head_problem import out_of_fold
 
 L2 = ["optim=exact", "optim.l2=0.01"]
-
-
-def facts(folder: Path, name: str = "result.json"):
-    return json.loads((folder / name).read_text())
-
-
-def table(folder: Path, name: str) -> list[dict[str, str]]:
-    with (folder / name).open() as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.fixture(scope="module")

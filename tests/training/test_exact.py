@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 import torch
 import warm
 from pictures import folders
+from runs import facts, table
 
 import xfer
 from xfer.config.hydra import compose_specs
@@ -25,15 +25,6 @@ from xfer.report import heat, plot
 
 QUICK = ["stages=[fit,evaluate]"]
 FEW = [*QUICK, "data.digits=[5,6]"]
-
-
-def facts(folder: Path, name: str = "result.json"):
-    return json.loads((folder / name).read_text())
-
-
-def table(folder: Path, name: str) -> list[dict[str, str]]:
-    with (folder / name).open() as stream:
-        return list(csv.DictReader(stream))
 
 
 def assert_same_weights(*runs: Path) -> None:

@@ -3,7 +3,6 @@ give what one gives, bit for bit, and one that dies meanwhile ends the run."""
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import signal
@@ -16,7 +15,7 @@ import torch
 import warm
 from pictures import folders
 from ranks import FORKED, by_variables_alone, shape
-from runs import assert_equal, assert_same, finish, only_run, rows, start
+from runs import assert_equal, assert_same, facts, finish, only_run, rows, start
 
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import LaunchError
@@ -36,10 +35,6 @@ SOLVED = [
     *("experiment=digits_freeze", "certificate.coverage=0.9", "data.eval_batch_size=32"),
     *("stages=[fit,evaluate,predict]", "predict.input=photos", "report.maps=0"),
 ]
-
-
-def facts(run: Path, name: str = "result.json"):
-    return json.loads((run / name).read_text())
 
 
 def ran(place: Path, name: str, *typed: str, **env: str) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from runs import assert_same, finish, in_an_epoch, kill, only_run, start, wait_for
+from runs import assert_same, facts, finish, in_an_epoch, kill, only_run, start, wait_for
 from torch.nn import functional as F
 
 import xfer
@@ -69,10 +69,6 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(teacher, "opened", counting)
     return counts
-
-
-def facts(folder: str | Path, name: str = "result.json") -> Any:
-    return json.loads((Path(folder) / name).read_text())
 
 
 def taught(*more: str, by: str = "sage") -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import math
@@ -16,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from runs import facts, table
 from sklearn.datasets import load_digits
 
 import xfer
@@ -34,15 +34,6 @@ from xfer.weights.formats.checkpoint_format import read_snapshot
 
 CLASSES = ["5", "6", "7", "8", "9"]
 LAYERS = [*(f"layer{i}.0.conv1" for i in range(1, 5)), "fc"]
-
-
-def facts(folder: Path, name: str = "result.json") -> Any:
-    return json.loads((folder / name).read_text())
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def shares(rows: list[dict[str, str]]) -> np.ndarray[Any, Any]:

@@ -3,7 +3,6 @@ steps; tests/workflow/test_multilabel.py has one of a solved head."""
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import onnxruntime
 import pytest
 import warm
 from PIL import Image
+from runs import table
 
 import xfer
 from xfer.config.hydra import compose_specs
@@ -26,11 +26,6 @@ from xfer.weights.formats.checkpoint_format import read_snapshot
 
 CLASSES = list(labelled.LABELS)
 NETWORK = ["experiment=digits_freeze", "data=csv", "task=multilabel", "data.leakage=ignore"]
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def shares(rows: list[dict[str, str]]) -> np.ndarray[Any, Any]:

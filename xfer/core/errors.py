@@ -75,7 +75,7 @@ class XferError(Exception):
     """A mistake reported in one line: where it is, what is wrong, what to type.
 
     ``where`` is a file or config key; ``number`` the case, stable across releases and listed in
-    ``error_codes.toml``, from which docs/errors.md is made. Those of a class are from its
+    ``docs/error_codes.toml``, from which docs/errors.md is made. Those of a class are from its
     ``base`` up to ``last``, by default up to the next class's base; ``passed`` what was done all
     the same, such as the exported files beside one that was refused.
     """

@@ -218,11 +218,8 @@ class Predictions:
         sigmoid of each."""
         import numpy as np
 
-        if self.task:
-            return sigmoid(self.logits.astype(np.float64))
         z = self.logits.astype(np.float64)
-        z = np.exp(z - z.max(axis=1, keepdims=True))
-        return np.asarray(z / z.sum(axis=1, keepdims=True))
+        return sigmoid(z) if self.task else softmax(z)
 
     @property
     def confidence(self) -> npt.NDArray[np.float64]:
@@ -343,6 +340,14 @@ class LabelScore:
         facts = asdict(self) | {"acc_ci95": list(self.acc_ci95)}
         others: Plain = facts.pop("others")
         return facts | others
+
+
+def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The shares of exp(logits) (n, classes) by image, without overflow."""
+    import numpy as np
+
+    z = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(z / z.sum(axis=1, keepdims=True))
 
 
 def sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

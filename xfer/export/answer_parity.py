@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.errors import ExportError
-from xfer.core.types import Array, Images, Plain, sigmoid
+from xfer.core.types import Array, Images, Plain, sigmoid, softmax
 from xfer.evaluation.certificate_answers import distances_at
 from xfer.evaluation.conformal import covered
-from xfer.export.parity import FIX, Unseen, pixels, run_torch, softmax
+from xfer.export.parity import FIX, Unseen, pixels, run_torch
 
 if TYPE_CHECKING:
     import torch
@@ -45,8 +45,8 @@ def pledge(net: torch.nn.Module, certificate: Certificate, images: Array) -> Ple
     with distances_at(net, certificate) as distances:
         logits = [run(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH)]
     whole = np.concatenate(distances) if distances else np.empty(0)
-    answers = np.concatenate(logits)
-    shares = sigmoid(answers.astype(np.float64)) if certificate.several else softmax(answers)
+    answers = np.concatenate(logits).astype(np.float64)
+    shares = sigmoid(answers) if certificate.several else softmax(answers)
     return Pledge(certificate, shares, whole)
 
 

@@ -16,7 +16,7 @@ from PIL.Image import Image
 
 from xfer.core.errors import ExportError
 from xfer.core.protocols import Runner
-from xfer.core.types import Array, Card, Images, Plain, Samples, sigmoid
+from xfer.core.types import Array, Card, Images, Plain, Samples, sigmoid, softmax
 from xfer.data.preprocess import prepare
 from xfer.evaluation.multilabel_metrics import label_score
 
@@ -197,12 +197,6 @@ def refuse_nan(path: Path, name: str, answers: Answers, who: str, fix: str) -> N
         raise ExportError(path, f"{name}: {who} answers NaN or Inf on real images", fix, 4)
 
 
-def softmax(logits: Array) -> Array:
-    """float64 (n, classes)."""
-    z = np.exp(logits.astype(np.float64) - logits.max(1, keepdims=True))
-    return np.asarray(z / z.sum(1, keepdims=True))
-
-
 def run_torch(net: torch.nn.Module) -> Runner:
     """``net`` as a runner: float32 (n, 3, h, w) in, float32 logits (n, classes) out."""
 
@@ -371,7 +365,8 @@ class Trials:
 
     def _shares(self, logits: Array) -> Array:
         """The probabilities of logits, as the card's task has them."""
-        return sigmoid(logits.astype(np.float64)) if self.card.task else softmax(logits)
+        z = logits.astype(np.float64)
+        return sigmoid(z) if self.card.task else softmax(z)
 
     def _cuts(self) -> Array | None:
         """The logits from which on an image has a label; ``None`` where it has one class."""

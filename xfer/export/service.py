@@ -16,10 +16,10 @@ from PIL.Image import Image
 
 from xfer.core.files import write_json, write_text
 from xfer.core.protocols import Runner
-from xfer.core.types import Array, Card, Plain, sigmoid
+from xfer.core.types import Array, Card, Plain, sigmoid, softmax
 from xfer.data.preprocess import prepare
 from xfer.export.onnx import Onnx
-from xfer.export.parity import run_torch, softmax
+from xfer.export.parity import run_torch
 
 if TYPE_CHECKING:
     import torch
