@@ -48,10 +48,10 @@ else:
     held.__enter__()
 def work():
     print(os.getpid(), flush=True)  # the parent may be killed from here on
-    time.sleep(60)
+    time.sleep(600)
 
 multiprocessing.get_context("fork").Process(target=work).start()
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -196,7 +196,7 @@ def test_without_locks_a_run_at_work_is_known_by_the_number_that_it_noted(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "xfer"]
+    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)", "xfer"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as working:
         assert working.stdout is not None and working.stdout.readline()
         (tmp_path / ".lock").write_text(f"1\n{working.pid}\n")

@@ -96,7 +96,7 @@ pool.subprocess = Processes
 def sweep(cwd: Path, *typed: str) -> subprocess.CompletedProcess[str]:
     """A whole sweep, as a user starts it."""
     with begun(cwd, *typed) as process:
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=600)
     return subprocess.CompletedProcess(typed, process.returncode, output)
 
 
@@ -104,7 +104,7 @@ def quick_sweep(cwd: Path, *typed: str) -> subprocess.CompletedProcess[str]:
     """The same, or a run whose folds are jobs, where starting Python is not what a test is about: a
     third of the time."""
     with quickly_begun(cwd, *typed) as process:
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=600)
     return subprocess.CompletedProcess(typed, process.returncode, output)
 
 

@@ -583,7 +583,7 @@ def test_a_choice_that_was_killed_begins_anew_and_says_so(tmp_path: Path) -> Non
     assert json.loads((alive / "choose.json").read_text())["model"]
     # In a folder that was named, what is left of it is in the way.
     again = warm.start(tmp_path, *words, f"run.dir={dead}", **own)
-    said, _ = again.communicate(timeout=300)
+    said, _ = again.communicate(timeout=600)
     assert again.returncode == 9
     assert "already holds files. Fix: choose another run.dir, or remove the folder" in said
 
