@@ -10,6 +10,7 @@ import pytest
 import warm
 from runs import (
     OPTIONS,
+    assert_gone,
     assert_same,
     finish,
     in_an_epoch,
@@ -193,15 +194,21 @@ def test_a_signal_saves_the_step_in_progress_and_the_run_ends_as_if_it_never_cam
     assert_same(run, whole)
 
 
+# A worker whose run is gone looks for it so seldom that it does not end by itself.
+PATIENT = "import torch.utils.data._utils.worker as w\nw.MP_STATUS_CHECK_INTERVAL = 1e6\n"
+
+
 def test_data_workers_end_with_the_run(tmp_path):
-    process = start(tmp_path, "trainer.max_epochs=200", "data.workers=2", start_new_session=True)
+    words = [*OPTIONS, "trainer.max_epochs=200", "data.workers=2"]
+    script = PATIENT + warm.COMMAND
+    process = warm.start(tmp_path, *words, script=script, start_new_session=True)
     wait_for(lambda: list(tmp_path.glob("outputs/digits_sgd/*/metrics.csv")), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(children) >= 2
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 130, output
-    assert [child for child in children if Path(f"/proc/{child}").exists()] == []
+    assert_gone([*map(int, children)])
     status = json.loads((only_run(tmp_path) / "status.json").read_text())
     assert status["message"] == "stopped by SIGINT"
 

@@ -10,13 +10,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from ranks import free_port, start_two
-from runs import Process, assert_same, finish, in_an_epoch, only_run, rows, start, wait_for
+from runs import (
+    Process,
+    assert_gone,
+    assert_same,
+    finish,
+    in_an_epoch,
+    only_run,
+    rows,
+    start,
+    wait_for,
+)
 
 from xfer.config.hydra import compose_specs
 from xfer.core.errors import ConfigError
@@ -73,23 +82,6 @@ def ranks_of(process: Process) -> list[int]:
     """The processes that a run has started as further ranks."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     return [*map(int, children)]
-
-
-def is_at_work(process: int) -> bool:
-    """Whether it is there, and not only its exit code for who adopted it."""
-    try:
-        return Path(f"/proc/{process}/cmdline").read_bytes() != b""
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def assert_gone(ranks: list[int]) -> None:
-    """Whoever adopts a rank that lost its leader, it must end; nothing may be waited for here."""
-    for _ in range(400):
-        if not any(is_at_work(rank) for rank in ranks):
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"still there: {ranks}")
 
 
 def test_every_validation_image_counts_once(whole):
