@@ -204,6 +204,14 @@ def at_work(folder: Path) -> bool:
     return (folder / "metrics.csv").exists() and process_of(folder) is not None
 
 
+def all_at_work(folders: list[Path]) -> bool:
+    """Whether all jobs are at work. Who is so first stands still until SIGCONT: on a busy machine
+    a job may end before another has begun."""
+    working = [process_of(folder) for folder in folders if at_work(folder)]
+    strike(working, signal.SIGSTOP)
+    return 0 < len(folders) == len(working)
+
+
 def strike(pids: list[int | None], number: int) -> None:
     for pid in filter(None, pids):
         with suppress(ProcessLookupError):

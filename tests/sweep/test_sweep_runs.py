@@ -18,6 +18,7 @@ from sweeps import (
     QUICK,
     SLOTS,
     WARM,
+    all_at_work,
     assert_saved,
     at_work,
     begun,
@@ -251,11 +252,14 @@ def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(
     folders = lambda: list(tmp_path.glob("outputs/multirun/*/*"))  # noqa: E731
     with quickly_begun(tmp_path, *command, SLOTS) as process:
         jobs = lambda: [f / n for f in folders() for n in "01"[: int(SLOTS[-1])]]  # noqa: E731
-        until(lambda: jobs() and all(at_work(job) for job in jobs()), process)
-        everyone = family(process.pid)
-        assert len(everyone) >= 1 + 2 * len(jobs()), "a coordinator, and a worker for each job"
-        strike([*everyone], signal.SIGTERM)
+        try:
+            until(lambda: all_at_work(jobs()), process)
+            everyone = family(process.pid)
+            strike([*everyone], signal.SIGTERM)
+        finally:
+            strike([*family(process.pid)], signal.SIGCONT)
         output, _ = process.communicate(timeout=600)
+    assert len(everyone) >= 1 + 2 * len(jobs()), "a coordinator, and a worker for each job"
     assert process.returncode == 143, output
     assert_saved(jobs(), output)
     # Of the next call one job is killed, and then the call with the other job at work.
