@@ -262,7 +262,7 @@ def test_every_command_is_read_the_same_by_every_shell(shell: str, tmp_path: Pat
         env={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     read = iter(done.stdout.split("\0"))
     for line, where in shown.items():

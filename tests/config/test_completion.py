@@ -47,7 +47,7 @@ def here(tmp_path: Path) -> Path:
 def answer(here: Path, *command: str) -> str:
     env = {**os.environ, "HOME": str(here)}
     done = subprocess.run(
-        command, cwd=here, capture_output=True, text=True, check=True, timeout=60, env=env
+        command, cwd=here, capture_output=True, text=True, check=True, timeout=600, env=env
     )
     assert not done.stderr
     return done.stdout
@@ -103,7 +103,7 @@ def test_zsh_completes(here: Path) -> None:
 
     def shown_until(wanted: Callable[[str], bool]) -> str:
         shown = ""
-        for _ in range(600):
+        for _ in range(6000):
             shown = subprocess.run(
                 [*terminal, "capture-pane", "-p"], capture_output=True, text=True, check=True
             ).stdout

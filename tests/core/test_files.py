@@ -37,7 +37,7 @@ def write(part):
         stream.write(b"new" * 1000)
         stream.flush()
         print("half", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 
 atomic_write(Path(sys.argv[1]), write)
 """

@@ -48,10 +48,10 @@ else:
     held.__enter__()
 def work():
     print(os.getpid(), flush=True)  # the parent may be killed from here on
-    time.sleep(60)
+    time.sleep(600)
 
 multiprocessing.get_context("fork").Process(target=work).start()
-time.sleep(60)
+time.sleep(600)
 """
 
 

@@ -110,7 +110,7 @@ def test_a_container_with_little_shared_memory_trains_and_says_so(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     if "unshare" in done.stderr or "mount" in done.stderr:
         pytest.skip(f"no mount of our own: {done.stderr}")

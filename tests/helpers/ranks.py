@@ -67,11 +67,18 @@ launch.subprocess = Processes
 CPU = ["trainer.accelerator=cpu", "data.batch_size=16"]
 
 
+_reserved: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+    """A port that the system gives to nobody else while this process lives: it stays bound, so that
+    only who asks for this one, and may use an address again as torch does, can listen there."""
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.bind(("127.0.0.1", 0))
+    _reserved.append(one)
+    port: int = one.getsockname()[1]
+    return port
 
 
 def shape(nodes: int, devices: int) -> list[str]:

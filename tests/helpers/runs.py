@@ -100,6 +100,23 @@ def wait_for(condition, process: Process) -> None:
         raise
 
 
+def is_at_work(process: int) -> bool:
+    """Whether it is there, and not only its exit code for who adopted it."""
+    try:
+        return Path(f"/proc/{process}/cmdline").read_bytes() != b""
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def assert_gone(processes: list[int]) -> None:
+    """Whoever adopts a process that lost its leader, it must end; nobody here may wait for it."""
+    for _ in range(6000):
+        if not any(is_at_work(process) for process in processes):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"still there: {processes}")
+
+
 def in_an_epoch(folder: Path, after: int) -> bool:
     """Whether the resume file is of a step inside an epoch, after step ``after``."""
     for file in folder.glob("outputs/digits_sgd/*/checkpoints/last.ckpt"):

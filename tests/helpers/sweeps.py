@@ -96,7 +96,7 @@ pool.subprocess = Processes
 def sweep(cwd: Path, *typed: str) -> subprocess.CompletedProcess[str]:
     """A whole sweep, as a user starts it."""
     with begun(cwd, *typed) as process:
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=600)
     return subprocess.CompletedProcess(typed, process.returncode, output)
 
 
@@ -104,7 +104,7 @@ def quick_sweep(cwd: Path, *typed: str) -> subprocess.CompletedProcess[str]:
     """The same, or a run whose folds are jobs, where starting Python is not what a test is about: a
     third of the time."""
     with quickly_begun(cwd, *typed) as process:
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=600)
     return subprocess.CompletedProcess(typed, process.returncode, output)
 
 
@@ -202,6 +202,14 @@ def family(pid: int) -> list[int]:
 def at_work(folder: Path) -> bool:
     """Whether a job has come past its first epoch."""
     return (folder / "metrics.csv").exists() and process_of(folder) is not None
+
+
+def all_at_work(folders: list[Path]) -> bool:
+    """Whether all jobs are at work. Who is so first stands still until SIGCONT: on a busy machine
+    a job may end before another has begun."""
+    working = [process_of(folder) for folder in folders if at_work(folder)]
+    strike(working, signal.SIGSTOP)
+    return 0 < len(folders) == len(working)
 
 
 def strike(pids: list[int | None], number: int) -> None:

@@ -99,7 +99,7 @@ def test_the_verb_answers_and_writes_one_page_beside_no_run(ran: Path) -> None:
         "sys.exit(code or 10 * ('torch' in sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ran, capture_output=True, text=True, timeout=200
+        [sys.executable, "-c", code], cwd=ran, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stdout + done.stderr
     typed, *table = done.stdout.splitlines()

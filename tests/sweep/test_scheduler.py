@@ -257,7 +257,7 @@ def test_a_launcher_that_raises_loses_no_job(tmp_path: Path, capsys: pytest.Capt
         assert conduct(tmp_path, launcher) == 1
     finally:
         for process in launcher.processes:
-            process.wait(timeout=60)
+            process.wait(timeout=600)
     states = [Ledger(tmp_path).state(number) for number in range(4)]
     assert states == ["failed", "failed", "finished", "finished"]
     found = capsys.readouterr()

@@ -18,6 +18,7 @@ from sweeps import (
     QUICK,
     SLOTS,
     WARM,
+    all_at_work,
     assert_saved,
     at_work,
     begun,
@@ -210,7 +211,7 @@ def test_slots_share_no_core_and_ctrl_c_leaves_no_orphan(tmp_path: Path):
         first, second = (cores_of(pid) for pid in pids if pid)
         assert first and second and not first & second
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=600)
     assert process.returncode == 130, output
     assert [process_of(folder) for folder in folders] == [None, None]
     assert [state(folder) for folder in folders] == ["interrupted"] * 2
@@ -251,11 +252,14 @@ def test_a_sweep_that_was_stopped_and_killed_ends_like_one_that_was_not(
     folders = lambda: list(tmp_path.glob("outputs/multirun/*/*"))  # noqa: E731
     with quickly_begun(tmp_path, *command, SLOTS) as process:
         jobs = lambda: [f / n for f in folders() for n in "01"[: int(SLOTS[-1])]]  # noqa: E731
-        until(lambda: jobs() and all(at_work(job) for job in jobs()), process)
-        everyone = family(process.pid)
-        assert len(everyone) >= 1 + 2 * len(jobs()), "a coordinator, and a worker for each job"
-        strike([*everyone], signal.SIGTERM)
-        output, _ = process.communicate(timeout=200)
+        try:
+            until(lambda: all_at_work(jobs()), process)
+            everyone = family(process.pid)
+            strike([*everyone], signal.SIGTERM)
+        finally:
+            strike([*family(process.pid)], signal.SIGCONT)
+        output, _ = process.communicate(timeout=600)
+    assert len(everyone) >= 1 + 2 * len(jobs()), "a coordinator, and a worker for each job"
     assert process.returncode == 143, output
     assert_saved(jobs(), output)
     # Of the next call one job is killed, and then the call with the other job at work.
@@ -333,7 +337,7 @@ def test_a_kill_under_a_launcher_of_others_costs_its_job_alone(tmp_path: Path):
         pid = process_of(folder)
         assert pid
         os.kill(pid, signal.SIGKILL)
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=600)
     assert process.returncode == 1, output
     assert [state(tmp_path / "s" / n) for n in "012"] == ["finished", "failed", "finished"]
     assert "job 1, exit 1: UncompletedJobError" in output and "leaderboard: " in output

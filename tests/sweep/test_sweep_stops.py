@@ -58,7 +58,7 @@ def test_a_sweep_that_is_told_to_end_saves_every_job_and_goes_on(
         everyone = family(process.pid)
         assert len(everyone) >= 1 + 2 * len(folders), "a coordinator, and a worker for each job"
         strike([*everyone] if whom == "all" else [process.pid], signal.SIGTERM)
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=600)
     assert process.returncode == 143, output
     assert_saved(folders, output)
     done = sweep(tmp_path, *STOPPED, SLOTS, WARM, "sweep.dir=s")
@@ -71,7 +71,7 @@ def test_a_job_whose_worker_is_killed_goes_on_and_counts(whole: Path, tmp_path: 
     with begun(tmp_path, *STOPPED, WARM, "sweep.dir=s") as process:
         until(lambda: at_work(tmp_path / "s" / "0"), process)
         strike([worker_of(process.pid)], signal.SIGKILL)
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     assert re.findall(r"^job (\d): seed", output, re.M) == ["0", "1"], "each begins once"
     assert ledger(tmp_path / "s") == ledger(whole)
@@ -86,7 +86,7 @@ def test_ctrl_c_reaches_a_job_whose_worker_is_gone(tmp_path: Path):
         strike([worker_of(process.pid)], signal.SIGKILL)
         process.send_signal(signal.SIGINT)
         try:
-            output, _ = process.communicate(timeout=200)
+            output, _ = process.communicate(timeout=600)
         finally:
             if is_live(folder):
                 strike([process_of(folder)], signal.SIGTERM)
@@ -131,7 +131,7 @@ def test_ctrl_c_ends_the_waiting_for_a_job_that_a_killed_sweep_left(tmp_path: Pa
             assert process.poll() is None and is_live(folder)
             process.send_signal(signal.SIGINT)
             try:
-                output, _ = process.communicate(timeout=60)
+                output, _ = process.communicate(timeout=600)
             finally:
                 process.kill()
         assert process.returncode == 130, output

@@ -455,7 +455,7 @@ def command(folder: Path, script: str) -> list[str]:
 def ran(folder: Path, script: str, *before: str) -> list[str]:
     """The lines that the script tells."""
     done = subprocess.run(
-        [*before, *command(folder, script)], capture_output=True, text=True, timeout=120
+        [*before, *command(folder, script)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
     return done.stdout.splitlines()
@@ -486,7 +486,7 @@ class Child:
 
     def end(self) -> list[str]:
         """Let it go on; what else it tells."""
-        told, _ = self.process.communicate("\n", timeout=60)
+        told, _ = self.process.communicate("\n", timeout=600)
         return str(told).splitlines()
 
 
@@ -633,7 +633,7 @@ def test_a_worker_that_outlives_the_computation_does_not_keep_the_lock(tmp_path)
     script = """
     def compute():
         global worker
-        worker = forked(lambda: time.sleep(60))
+        worker = forked(lambda: time.sleep(600))
         yield from chunks()
 
     entry(compute)
@@ -839,7 +839,7 @@ class _Pair:
     """One of two ranks that meet within this process."""
 
     sent: queue.Queue[Any] = queue.Queue()
-    met = threading.Barrier(2, timeout=20)
+    met = threading.Barrier(2, timeout=600)
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
@@ -847,7 +847,7 @@ class _Pair:
     def broadcast(self, value: Any) -> Any:
         if self.rank == 0:
             self.sent.put(value)
-        return value if self.rank == 0 else self.sent.get(timeout=20)
+        return value if self.rank == 0 else self.sent.get(timeout=600)
 
     def all_gather(self, value: Any) -> list[Any]:
         self.met.wait()

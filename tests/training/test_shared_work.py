@@ -247,7 +247,7 @@ def test_a_rank_that_is_killed_while_it_evaluates_ends_the_run_which_resumes(
     options = ["--allow", "parts", "--config-dir", "conf", "augment=deadly", *TWO]
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     run = start(tmp_path, *options, "data.batch_size=16", "run.dir=killed", PYTHONPATH=path)
-    output = run.communicate(timeout=120)[0]
+    output = run.communicate(timeout=600)[0]
     assert run.returncode == 8 and "the system killed rank 1" in output, output
     assert "Traceback" not in output
     killed = tmp_path / "killed"
@@ -302,9 +302,9 @@ main()
 def test_a_launchers_rank_that_is_killed_while_it_predicts_ends_all_by_name(trained: Path) -> None:
     typed = [*EVALUATED, "run.dir=by_variables"]
     runs = by_variables_alone(trained, 3, 1, *typed, script=KILLED)
-    output = runs[0].communicate(timeout=200)[0]
+    output = runs[0].communicate(timeout=600)[0]
     assert runs[0].returncode == 1 and "error E124: trainer.nodes: rank 2 on" in output, output
-    assert runs[1].communicate(timeout=200) and runs[1].returncode == 1
+    assert runs[1].communicate(timeout=600) and runs[1].returncode == 1
     assert runs[2].communicate() and runs[2].returncode == -signal.SIGKILL
     for run in by_variables_alone(trained, 3, 1, *typed, "checkpoint.resume=auto"):
         finish(run)

@@ -307,7 +307,7 @@ def test_without_cache_and_network_the_hub_is_told_in_one_line(tmp_path: Path) -
         **{"https_proxy": closed, "http_proxy": closed, "no_proxy": "", "NO_PROXY": ""},
     }
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=300
+        [sys.executable, "-c", script], capture_output=True, text=True, env=env, timeout=600
     )
     told = done.stdout.splitlines()
     assert len(told) == 2, done.stderr

@@ -465,7 +465,7 @@ def by_mindspore(python: str, proof: Proof, folder: Path) -> None:
     # On CPUs with AVX-512, MindSpore 2.10 takes the slow reference convolution otherwise.
     env = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "GLOG_v": "3"}
     command = [python, str(script), proof.network, str(folder), *map(str, proof.sizes)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-2000:]
 
 

@@ -526,7 +526,7 @@ def test_damaged_files_are_refused_within_50_megabytes(real: Path, tmp_path: Pat
         capture_output=True,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(len(DAMAGED) + len(GRAPHS)), "limited"]

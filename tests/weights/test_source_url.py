@@ -328,7 +328,7 @@ def test_a_transfer_that_stalls_is_given_up(server, monkeypatch, stopping):
     def stall(handler: BaseHTTPRequestHandler) -> None:
         Ranged(DATA, 1000)(handler)
         handler.wfile.flush()
-        stopping.wait(20)
+        stopping.wait(600)
 
     monkeypatch.setattr(http, "_TIMEOUT", 0.2)
     server.routes["/w"] = stall
@@ -597,14 +597,14 @@ def test_of_two_processes_one_fetches_and_the_other_waits(server, own_cache, pro
     waiting = threading.Event()
 
     def slow(handler: BaseHTTPRequestHandler) -> None:
-        waiting.wait(60)
+        waiting.wait(600)
         Ranged(DATA)(handler)
 
     server.routes["/w"] = slow
     both = processes(2)
     for running in both:
         begin(running, server, sha256)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 600
     while not any(_waits(running.pid) for running in both):
         assert time.monotonic() < deadline, "both fetch"
         time.sleep(0.01)
@@ -620,7 +620,7 @@ def test_what_a_killed_process_had_is_not_fetched_again(server, own_cache, stopp
     def hang(handler: BaseHTTPRequestHandler) -> None:
         first(handler)
         handler.wfile.flush()
-        stopping.wait(60)
+        stopping.wait(600)
 
     server.routes["/w"] = hang
     (running,), part = processes(1), own_cache / "weights" / f"{SHA}.part"

@@ -46,7 +46,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     options += ["trainer.max_epochs=2", "stages=[fit,evaluate,export,report]"]
     # Beside the place, where nothing but the data and the run may be.
     done = warm.start(place, *options, "export=safetensors", "run.dir=run")
-    code = done.wait(300)
+    code = done.wait(600)
     text = done.output.read_bytes().decode("utf-8", "surrogateescape")
     assert code == 0, text
     return place / "run", place, text

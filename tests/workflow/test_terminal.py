@@ -40,7 +40,7 @@ class Terminal:
         subprocess.run(start, cwd=cwd, env=env, check=True)
         self.seen: set[str] = set()
         # What is typed before the shell asks is shown twice: by the terminal and by the shell.
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         while ">" not in self._capture():
             assert time.monotonic() < end, "the shell has no prompt"
             time.sleep(0.02)
@@ -61,7 +61,7 @@ class Terminal:
         show = [*self._tmux, "capture-pane", "-p", "-J", "-S", "-200"]
         return subprocess.run(show, capture_output=True, text=True, check=True).stdout
 
-    def until(self, holds: Callable[[list[str]], object], seconds: float = 120) -> list[str]:
+    def until(self, holds: Callable[[list[str]], object], seconds: float = 600) -> list[str]:
         """Look again and again until ``holds`` of the screen."""
         end = time.monotonic() + seconds
         while not holds(lines := self.screen()):
@@ -197,6 +197,6 @@ def test_what_hydra_prints_of_several_runs_stands_on_no_live_line(tmp_path: Path
         while part := os.read(ours, 1 << 16):
             shown += part
     os.close(ours)
-    assert run.wait(timeout=60) == 2
+    assert run.wait(timeout=600) == 2
     before, said, _ = shown.partition(b"Error executing job with overrides: ")
     assert said and b"reading the configuration" not in before

@@ -25,7 +25,13 @@
     button.textContent = "Reload again";
   };
   button.type = "button";
-  button.addEventListener("click", () => { if (waiting) stop(); else if (over) location.reload(); else wait(); });
+  button.addEventListener("click", () => {
+    if (waiting) {
+      window.stop();  // the page may be on its way already
+      stop();
+    } else if (over) location.reload();
+    else wait();
+  });
   live.append(" ", button);
   if (spent > Number(within) + 3600) stop(); else wait();
 })();

@@ -66,6 +66,8 @@ class TimeLimit:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        if self.left <= reserve:
+            raise self.over(reserve)
 
         def ring(number: int, frame: FrameType | None) -> None:
             raise _Rang
@@ -79,12 +81,15 @@ class TimeLimit:
 
         hook, sys.unraisablehook = sys.unraisablehook, unheard
         before = signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.left - reserve))
         try:
-            yield
+            try:
+                signal.setitimer(signal.ITIMER_REAL, max(1e-3, self.left - reserve))
+                yield
+            finally:
+                # It may ring until then, which is within the outer block.
+                signal.setitimer(signal.ITIMER_REAL, 0)
         except _Rang as rang:
             raise self.over(reserve) from rang
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
             sys.unraisablehook = hook
