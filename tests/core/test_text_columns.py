@@ -8,8 +8,8 @@ import pickle
 import numpy as np
 import pytest
 
-from xfer.core import long_array
-from xfer.core.text_columns import Made, Picked, Texts, repeated
+from xfer.core import long_array, text_columns
+from xfer.core.text_columns import Made, Picked, Texts, in_order, repeated
 from xfer.data.leakage import same_bytes
 
 WORDS = ["", "a", "über/ß.jpg", "\udcff.jpg", "日本", *(f"train/{i}.png" for i in range(3000))]
@@ -24,6 +24,16 @@ def test_texts_are_what_they_were_in_any_form_of_asking() -> None:
     assert pickle.loads(pickle.dumps(texts)) == texts and Texts([]) == ()
     with pytest.raises(IndexError):
         texts[len(WORDS)]
+
+
+@pytest.mark.parametrize("at_once", [1, 700, 1 << 16])
+def test_texts_in_order_are_those_of_one_sorted_list(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr(text_columns, "_SORTED", at_once)
+    some = [*WORDS[:7], *WORDS[-2000:], "\ue000", "a/b", "a-b/c", "a"]
+    assert in_order(iter(some)) == sorted(some) and in_order(some[::-1]) == sorted(some)
+    assert in_order([]) == ()
 
 
 def test_what_is_picked_is_no_copy_and_picked_again_is_the_same() -> None:

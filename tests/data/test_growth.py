@@ -9,21 +9,25 @@ import tarfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from xfer.core import long_array
-from xfer.core.text_columns import Made
-from xfer.core.types import Predictions
+from xfer.core import long_array, text_columns
+from xfer.core.text_columns import Made, in_order
+from xfer.core.types import Predictions, Samples
 from xfer.data import Folder, Shards, scan
 from xfer.data.image_hash import alike
 from xfer.data.scan import Facts
 from xfer.evaluation import leave_one_out
 from xfer.evaluation.leave_one_out import coordinates
 from xfer.evaluation.neighbours import directions
-from xfer.evaluation.predict import write_predictions
+from xfer.evaluation.predict import summary, write_predictions
+from xfer.report import prediction_page
 from xfer.report.confidence import recall_curves
+from xfer.report.heat import Heat
 from xfer.training import feature_moments
 from xfer.training.calibrate import before_and_after
 from xfer.training.cross_validation import HeadProblem
@@ -86,6 +90,16 @@ def test_a_plan_takes_a_hundred_bytes_an_image_at_most(
         assert growth(lambda count: data[count].dataset(True)) < MOST, turn
 
 
+def test_names_of_files_are_sorted_without_a_list_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_columns, "_SORTED", 1 << 8)
+    monkeypatch.setattr(text_columns, "_AT_ONCE", 1 << 4)
+
+    def listed(count: int) -> None:
+        assert len(in_order(f"{i * 7919 % count:09d}.jpg" for i in range(count))) == count
+
+    assert growth(listed) < 65  # sorted as a list they take 98
+
+
 def test_looks_are_compared_without_holding_them() -> None:
     looks = Made(3 * MANY, lambda i: hashlib.sha256(bytes(str(i), "ascii")).hexdigest())
     assert growth(lambda count: alike(looks[:1], looks[1 : 3 * count])) < 20  # its bits have 256
@@ -111,6 +125,18 @@ def test_held_out_images_are_answered_in_blocks(monkeypatch: pytest.MonkeyPatch)
     assert growth(lambda count: problems[count].answer(theta, 0, into[:count])) < 20  # a fold: 256
 
 
+def test_a_head_is_solved_on_labels_that_are_not_copied() -> None:
+    features, labels = np.zeros((MANY, 4), np.float32), np.arange(MANY) % 3
+
+    def divided(count: int) -> None:
+        some = features[:count]
+        given = ((), 3, lambda counts: None, False, 0.0, (0.1,), 2, 0)
+        HeadProblem([some], some, labels[:count], *given).rows()
+
+    divided(1)
+    assert growth(divided) < 28  # with labels, positions and weights of their own 40
+
+
 def test_a_table_of_predictions_is_written_without_holding_it(tmp_path: Path) -> None:
     names = [f"{i:09d}.jpg" for i in range(MANY)]
     logits = np.random.default_rng(0).normal(size=(MANY, 50)).astype(np.float32)
@@ -121,6 +147,28 @@ def test_a_table_of_predictions_is_written_without_holding_it(tmp_path: Path) ->
 
     assert growth(write) < 20  # its lines have 500
     assert len((tmp_path / "p").read_text().splitlines()) == MANY + 1
+
+
+@pytest.mark.parametrize("task", [{}, {"kind": "multilabel", "thresholds": [0.5] * 10}])
+def test_the_first_predictions_cost_no_more_for_those_that_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch, task: dict[str, Any]
+) -> None:
+    for name in ("_of_one", "_of_labels"):
+        monkeypatch.setattr(prediction_page, name, lambda *given: (Heat(""), []))
+    monkeypatch.setattr(prediction_page, "lay_out", lambda *given, **kinds: None)
+    specs = SimpleNamespace(predict_maps=3, predict_input=["a"], tta="none", command="xfer")
+    plan: Any = SimpleNamespace(specs=specs, card=SimpleNamespace(input=None))
+    work: Any = SimpleNamespace(plan=plan, checkpoint=lambda: "b")
+    logits = np.random.default_rng(0).normal(size=(MANY, 10)).astype(np.float32)
+    names, unknown, net = Made(MANY, str), np.full(MANY, -1), SimpleNamespace()
+
+    def tell(count: int) -> None:
+        samples = Samples(names[:count], unknown[:count], np.empty(count), "")  # type: ignore[arg-type]
+        answers = Predictions(names[:count], logits[:count], None, tuple("abcdefghij"), task=task)
+        assert len(summary(answers, Path("a.csv"))) == 21
+        prediction_page.answer_page(work, net, samples, answers, Path("a.csv"))  # type: ignore[arg-type]
+
+    assert growth(tell) < 20  # by name they had 150, and with several labels 400
 
 
 def test_a_report_holds_neither_curves_nor_scaled_answers_by_image() -> None:

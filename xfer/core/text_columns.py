@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import merge
 from itertools import islice, pairwise
 from operator import eq
 from typing import TypeVar, overload
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 T = TypeVar("T")
 _AT_ONCE = 1 << 10  # texts that are encoded or positions that are looked up in one go
+_SORTED = 1 << 16  # texts that are sorted in one go
 _SMALL = 1 << 32  # bytes that four of an offset are enough for
 
 
@@ -81,6 +83,13 @@ class Texts(Entries[str]):
         for first in range(0, len(self), _AT_ONCE):
             for start, end in pairwise(self._ends[first : first + _AT_ONCE + 1].tolist()):
                 yield self._data[start:end].decode("utf-8", "surrogateescape")
+
+
+def in_order(texts: Iterable[str]) -> Texts:
+    """``texts``, sorted, of which few are strings at any time."""
+    remaining = iter(texts)
+    runs = list(iter(lambda: Texts(sorted(islice(remaining, _SORTED))), ()))
+    return runs[0] if len(runs) == 1 else Texts(merge(*runs))
 
 
 class Picked(Entries[T]):

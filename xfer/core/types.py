@@ -29,6 +29,8 @@ PixelRange = tuple[float, float]
 """The numbers that become black and white, in image files of more than 8 bits."""
 Plain = dict[str, Any]
 """JSON-like facts: str, int, float, bool, None, list and dict only."""
+BLOCK = 256
+"""Images of which many answers are worked on at a time."""
 
 
 def class_name(text: str) -> str:
@@ -229,9 +231,9 @@ class Predictions:
         return np.concatenate([np.empty(0), *(b.probabilities.max(axis=1) for b in self.blocks())])
 
     def blocks(self) -> Iterator[Predictions]:
-        """The same answers, 256 images at a time."""
-        for start in range(0, len(self.names), 256):
-            yield self.at(range(start, min(start + 256, len(self.names))))
+        """The same answers, :data:`BLOCK` images at a time."""
+        for start in range(0, len(self.names), BLOCK):
+            yield self.at(range(start, min(start + BLOCK, len(self.names))))
 
     def at(self, positions: Sequence[int]) -> Predictions:
         """The same answers to the images at ``positions`` alone, in that order."""

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from xfer.core.errors import DataError, printable
+from xfer.core.text_columns import Texts, in_order
 from xfer.data.image import SUFFIXES
 
 _ENDINGS = tuple(SUFFIXES)
@@ -92,12 +93,14 @@ class Tree:
                     return []
         return sorted(found)
 
-    def images(self, below: str) -> list[str]:
+    def images(self, below: str) -> Texts:
         """The names of all files with an image's suffix in ``below`` and its folders, sorted.
 
         No folder is read twice, under whatever names it is linked: links can lead in a circle.
         """
-        names: list[str] = []
+        return in_order(self._found(below))
+
+    def _found(self, below: str) -> Iterator[str]:
         read, ahead = set[tuple[int, int]](), [below]
         while ahead:
             folder = ahead.pop()
@@ -112,12 +115,10 @@ class Tree:
                     if _leads_to_folder(entry):
                         inside.append(entry)
                     elif self._takes(name := _joined(folder, entry), entry):
-                        names.append(name)
+                        yield name
                 for entry in sorted(inside, key=lambda entry: entry.name, reverse=True):
                     if self._enters(name := _joined(folder, entry), entry):
                         ahead.append(name)
-        names.sort()
-        return names
 
     def _takes(self, path: str, entry: os.DirEntry[str]) -> bool:
         name = entry.name.lower()

@@ -69,15 +69,16 @@ def mean_of_labels(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 def label_summary(answers: Predictions, path: Path) -> list[str]:
     """The answers for people: the first 20, and where all of them are."""
-    shown = zip(answers.names[:_SHOWN], answers.probabilities, answers.said, strict=False)
+    n = len(answers.names)
+    first = answers.at(range(min(_SHOWN, n)))
+    shown = zip(first.names, first.probabilities, first.said, strict=True)
     lines = []
     for i, (name, shares, said) in enumerate(shown):
         pairs = zip(answers.classes, shares, said, strict=True)
         words = ", ".join(f"{label} ({p:.3f})" for label, p, yes in pairs if yes)
         top = int(shares.argmax())
         none = f"no label; the most probable is {answers.classes[top]} ({shares[top]:.3f})"
-        lines.append(f"{name}: {words or none}{words_beside(answers, i)}")
-    n = len(answers.names)
+        lines.append(f"{name}: {words or none}{words_beside(first, i)}")
     rest = f"; the first {len(lines)} are shown" if n > len(lines) else ""
     each = f", each the mean over {answers.views} views," if answers.views > 1 else ""
     return [*lines, f"{n} prediction{'s' * (n != 1)}{each} in {path}{rest}"]

@@ -16,13 +16,14 @@ from xfer.core.errors import DataError, DivergedError, XferError, printable
 from xfer.core.files import atomic_write, output_errors, path_problem
 from xfer.core.log import log
 from xfer.core.long_array import zeros
-from xfer.core.text_columns import Made, Picked, Texts
-from xfer.core.types import PixelRange, Predictions, Samples
+from xfer.core.text_columns import Made, Picked
+from xfer.core.types import BLOCK, PixelRange, Predictions, Samples
 from xfer.data.bit_depth import range_remarks
 from xfer.data.image import SUFFIXES, broken_image, to_rgb
 from xfer.data.image_bytes import ImagePlace
 from xfer.data.image_places import FilesBelow, lasting
 from xfer.data.scan import examine
+from xfer.data.scan_cache import positions_but
 from xfer.data.unlabelled import in_source
 from xfer.data.walk import NO_IMAGE, Tree, is_hidden, note_lines
 from xfer.evaluation.certificate_answers import certificate_columns, words_beside
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from xfer.core.types import Array
 
 Batch = TypeVar("Batch")
-_AT_ONCE = 1 << 13  # images
 LOGITS = "logits_val.npy"
 """The exact answers of the run of one fold, for the run that pools them."""
 
@@ -69,7 +69,7 @@ def find(inputs: Sequence[str], over: PixelRange | None = None) -> Samples:
         _warn("broken", [(file.path, file.problem) for file in broken], len(paths))
     for line in range_remarks(facts.deep, over)[1:]:
         log.warning(line)
-    sound = np.delete(np.arange(len(paths)), sorted(facts.problems))
+    sound = positions_but(len(paths), facts.problems)
     return Samples(
         names=Picked(names, sound),
         labels=np.full(len(sound), -1, np.int64),
@@ -148,7 +148,7 @@ def _named(text: str) -> tuple[Sequence[str], Sequence[ImagePlace]]:
 def _walked(folder: Path) -> tuple[FilesBelow, list[str]]:
     """The images below a folder, as training walks it, and what it leaves out."""
     tree = Tree(folder)
-    return FilesBelow(folder, Texts(tree.images(""))), tree.remarks()
+    return FilesBelow(folder, tree.images("")), tree.remarks()
 
 
 def _matches(pattern: Path) -> tuple[list[Path], list[str]]:
@@ -267,8 +267,8 @@ def predictions(
     """``logits`` float32 (n, classes) as the answers on the images ``at`` these positions. Raises
     DivergedError where one is not finite."""
     names = samples.names if len(at) == len(samples) else Picked(samples.names, at)
-    for start in range(0, len(logits), _AT_ONCE):
-        sound = np.isfinite(logits[start : start + _AT_ONCE]).all(axis=1)
+    for start in range(0, len(logits), BLOCK):
+        sound = np.isfinite(logits[start : start + BLOCK]).all(axis=1)
         if not sound.all():
             name = names[start + int(np.flatnonzero(~sound)[0])]
             raise DivergedError(name, "the network answers NaN or Inf", "use another checkpoint", 1)
@@ -296,11 +296,11 @@ def summary(answers: Predictions, path: Path) -> list[str]:
     """The answers for people: the first 20, and where all of them are."""
     if answers.task:
         return label_summary(answers, path)
-    n, chosen = len(answers.names), answers.logits.argmax(axis=1)
+    n, first = len(answers.names), answers.at(range(min(20, len(answers.names))))
     each = f", each the mean over {answers.views} views," if answers.views > 1 else ""
-    shown = zip(answers.names[:20], chosen, answers.confidence, strict=False)
+    shown = zip(first.names, first.logits.argmax(axis=1), first.confidence, strict=True)
     lines = [
-        f"{name}: {answers.classes[top]} ({sure:.3f}){words_beside(answers, i)}"
+        f"{name}: {answers.classes[top]} ({sure:.3f}){words_beside(first, i)}"
         for i, (name, top, sure) in enumerate(shown)
     ]
     rest = f"; the first {len(lines)} are shown" if n > len(lines) else ""
@@ -321,7 +321,7 @@ def write_predictions(
     columns as well; ``-1`` and ``+1`` do not. Several labels an image have other columns, see
     :func:`xfer.evaluation.multilabel_predictions.label_columns`. Raises OutputError.
     """
-    write_blocks(_blocks(predictions, columns or {}), path)
+    write_blocks(_blocks(predictions, columns or {}), path, -(-len(predictions.names) // BLOCK))
 
 
 def _blocks(

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from xfer.core.files import atomic_write
+from xfer.core.live_line import counted
 from xfer.core.types import Array
 
 _GROUP = 64  # blocks of a row group
@@ -24,12 +25,13 @@ class Column(NamedTuple):
     values: Sequence[str] | Array
 
 
-def write_blocks(blocks: Iterable[Sequence[Column]], path: Path) -> None:
-    """Write ``blocks``, one at least, as the suffix of ``path`` says, atomically.
+def write_blocks(blocks: Iterable[Sequence[Column]], path: Path, count: int) -> None:
+    """Write ``count`` ``blocks``, one at least, as the suffix of ``path`` says, atomically.
 
     In CSV numbers have six decimals, and no text is a formula. Parquet holds texts as they are and
     numbers as float64 or int64. Raises OutputError.
     """
+    blocks = counted(blocks, path.name, count)
     if path.suffix == ".parquet":
         atomic_write(path, lambda part: _write_parquet(blocks, part))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,11 +43,13 @@ def answer_page(
     shown = range(min(specs.predict_maps, len(answers.names)))
     if not shown:
         return []
-    place = {name: i for i, name in enumerate(samples.names)}
-    images = ImagesAt(samples.images, [place[name] for name in answers.names])
-    seen = Samples(answers.names, samples.labels[images.at], images, "")
+    first = answers.at(shown)
+    wanted = set(first.names)  # a broken image has no answer
+    place = {name: i for i, name in enumerate(samples.names) if name in wanted}
+    images = ImagesAt(samples.images, [place[name] for name in first.names])
+    seen = Samples(first.names, samples.labels[images.at], images, "")
     with working("heat maps"):
-        heat, pictures = (_of_labels if answers.task else _of_one)(net, answers, seen, spec, shown)
+        heat, pictures = (_of_labels if answers.task else _of_one)(net, first, seen, spec, shown)
     pictured = len({picture.path for picture in pictures})
     page, which = table.with_suffix(".html"), _which(pictured, len(answers.names))
     said = [f"{which}, in the order of {table.name}.", heat.said]
@@ -83,8 +86,7 @@ def _of_labels(
 ) -> tuple[Heat, list[Shot]]:
     """A picture for each label that an image is said to have, or for the most probable where it is
     none, with the map of that label; a picture an image where there are no maps."""
-    first = answers.at(shown)
-    said, shares = first.said, first.probabilities
+    said, shares = answers.said, answers.probabilities
     pairs = [(i, int(c)) for i in shown for c in np.flatnonzero(said[i]) if said[i].any()]
     pairs += [(i, int(shares[i].argmax())) for i in shown if not said[i].any()]
     pairs.sort()
@@ -116,11 +118,15 @@ def _counts(answers: Predictions) -> Table:
     """How many images were taken for each class, or are said to have each label, the most frequent
     first; and then how many are said to have none."""
     if not answers.task:
-        taken = Counter(answers.logits.argmax(axis=1).tolist())
-        return Table("", ("class", "images"), _rows(answers, taken))
-    said = answers.said
-    rows = _rows(answers, Counter(np.nonzero(said)[1].tolist()))
-    if without := int((~said.any(axis=1)).sum()):
+        chosen = (block.logits.argmax(axis=1).tolist() for block in answers.blocks())
+        return Table("", ("class", "images"), _rows(answers, Counter(chain.from_iterable(chosen))))
+    taken, without = Counter[int](), 0
+    for block in answers.blocks():
+        said = block.said
+        taken.update(np.nonzero(said)[1].tolist())
+        without += int((~said.any(axis=1)).sum())
+    rows = _rows(answers, taken)
+    if without:
         rows += (("none", f"{without:,}"),)
     return Table("", ("label", "images"), rows)
 

@@ -58,27 +58,26 @@ class HeadProblem:
         Raises CombinationError where the strength cannot be chosen: no image of the part may be
         held out, since each of its classes is in one group, or has one image.
         """
-        every = members is None
-        chosen = np.arange(len(self.labels)) if members is None else members
-        labels = self.labels[chosen]
+        labels = self.labels if members is None else self.labels[members]
         counts = np.bincount(labels, minlength=self.classes)
-        weights = np.ones(len(labels))
+        weights = np.broadcast_to(1.0, len(labels))  # one number, of which nothing is copied
         if self.balanced:
             weights = len(labels) / (self.classes * counts[labels])
         drawn = derive("folds", self.seed, *position)
+        chosen = range(len(labels)) if members is None else members
         groups = [self.groups[i] for i in chosen] if self.groups else None
         folds = inner(labels, groups, self.parts, drawn)
         folds = logistic.folds(labels, self.parts, drawn) if folds is None else folds
         refuse_blind(self.strengths, folds)
         return logistic.TrainingRows(
-            self.views if every else [view[chosen] for view in self.views],
-            self.held if every else self.held[chosen],
+            self.views if members is None else [view[members] for view in self.views],
+            self.held if members is None else self.held[members],
             labels,
             weights,
             np.array(self.weigh(counts.tolist()) or np.ones(self.classes)),
             self.smoothing,
             folds,
-            self.soft if every or self.soft is None else self.soft.of(chosen),
+            self.soft if members is None or self.soft is None else self.soft.of(members),
         )
 
 
