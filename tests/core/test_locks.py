@@ -195,7 +195,7 @@ from pathlib import Path
 from xfer.core.run_folder import lock
 held = lock(Path(sys.argv[1]))
 print(flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import optimize, stats
 from sklearn.metrics import average_precision_score
 
-from xfer.core.types import sigmoid
+from xfer.core.probabilities import sigmoid
 from xfer.evaluation.calibration import calibrate, fit_temperature, fit_vector
 from xfer.evaluation.multilabel_bootstrap import map_gap, mean_ap
 from xfer.evaluation.multilabel_metrics import (

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from xfer.core.errors import LabelsError
-from xfer.core.types import Predictions, sigmoid
+from xfer.core.probabilities import sigmoid
+from xfer.core.types import Predictions
 from xfer.data import Digits
 from xfer.evaluation.multilabel_metrics import (
     average_precisions,

@@ -220,6 +220,8 @@ class Predictions:
         sigmoid of each."""
         import numpy as np
 
+        from xfer.core.probabilities import sigmoid, softmax
+
         z = self.logits.astype(np.float64)
         return sigmoid(z) if self.task else softmax(z)
 
@@ -342,22 +344,6 @@ class LabelScore:
         facts = asdict(self) | {"acc_ci95": list(self.acc_ci95)}
         others: Plain = facts.pop("others")
         return facts | others
-
-
-def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The shares of exp(logits) (n, classes) by image, without overflow."""
-    import numpy as np
-
-    z = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(z / z.sum(axis=1, keepdims=True))
-
-
-def sigmoid(logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """1 / (1 + exp(-logits)), without overflow."""
-    import numpy as np
-
-    below = np.exp(-np.abs(logits))
-    return np.asarray(np.where(logits >= 0, 1.0, below) / (1.0 + below))
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from xfer.core.long_array import copied, zeros
+from xfer.core.probabilities import sigmoid
 from xfer.core.seeds import derive
-from xfer.core.types import Calibrating, Plain, sigmoid
+from xfer.core.types import Calibrating, Plain
 from xfer.evaluation.metrics import Floats, Labels, confidence_gap, gaps_of_draws
 from xfer.evaluation.multilabel_metrics import class_gaps, label_losses
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from xfer.core.types import LabelScore, sigmoid
+from xfer.core.probabilities import sigmoid
+from xfer.core.types import LabelScore
 from xfer.evaluation import metrics
 from xfer.evaluation.metrics import Floats, Labels, Metric, Parts
 from xfer.evaluation.statistics import wilson

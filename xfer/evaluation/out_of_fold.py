@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from xfer.core.files import read_text
+from xfer.core.probabilities import sigmoid
 from xfer.core.run_folder import run_of
 from xfer.core.text_columns import repeated
-from xfer.core.types import Plain, Predictions, no_better, sigmoid
+from xfer.core.types import Plain, Predictions, no_better
 from xfer.evaluation import metrics
 from xfer.evaluation.metrics import Floats
 from xfer.evaluation.multilabel_metrics import (

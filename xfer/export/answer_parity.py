@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from xfer.core.errors import ExportError
-from xfer.core.types import Array, Images, Plain, sigmoid, softmax
+from xfer.core.probabilities import sigmoid, softmax
+from xfer.core.types import Array, Images, Plain
 from xfer.evaluation.certificate_answers import distances_at
 from xfer.evaluation.conformal import covered
 from xfer.export.parity import FIX, Unseen, pixels, run_torch

@@ -15,8 +15,9 @@ import numpy as np
 from PIL.Image import Image
 
 from xfer.core.errors import ExportError
+from xfer.core.probabilities import sigmoid, softmax
 from xfer.core.protocols import Runner
-from xfer.core.types import Array, Card, Images, Plain, Samples, sigmoid, softmax
+from xfer.core.types import Array, Card, Images, Plain, Samples
 from xfer.data.preprocess import prepare
 from xfer.evaluation.multilabel_metrics import label_score
 

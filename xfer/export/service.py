@@ -15,8 +15,9 @@ import numpy as np
 from PIL.Image import Image
 
 from xfer.core.files import write_json, write_text
+from xfer.core.probabilities import sigmoid, softmax
 from xfer.core.protocols import Runner
-from xfer.core.types import Array, Card, Plain, sigmoid, softmax
+from xfer.core.types import Array, Card, Plain
 from xfer.data.preprocess import prepare
 from xfer.export.onnx import Onnx
 from xfer.export.parity import run_torch

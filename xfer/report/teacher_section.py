@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from xfer.core.errors import XferError
 from xfer.core.log import log
-from xfer.core.types import Plain, Predictions, sigmoid
+from xfer.core.probabilities import sigmoid
+from xfer.core.types import Plain, Predictions
 from xfer.data.tta import tta_words
 from xfer.evaluation.calibration import log_losses
 from xfer.evaluation.multilabel_metrics import LabelAnswers, exact_matches, values_of

@@ -10,8 +10,9 @@ import numpy as np
 
 from xfer.core.log import log
 from xfer.core.long_array import copied
+from xfer.core.probabilities import sigmoid
 from xfer.core.seeds import derive
-from xfer.core.types import Card, Plain, Predictions, sigmoid
+from xfer.core.types import Card, Plain, Predictions
 from xfer.evaluation.calibration import (
     FOLDS,
     Calibrated,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from xfer.core.types import sigmoid
+from xfer.core.probabilities import sigmoid
 
 Matrix = npt.NDArray[Any]
 
