@@ -44,7 +44,7 @@ OF_TORCH = {
         "features.cut", "features.extract", "features.feature_loader", "features.feature_switch",
         "features.find_cut", "features.prove_cut", "features.shape_tensor", "fill_head", "fit",
         "guarded_logger", "head_input", "head_start", "image_audit", "inference",
-        "multilabel_losses", "lightning", "lr_find", "asked_views",
+        "multilabel_losses", "lightning", "lr_find", "mirroring",
         "module", "nan_guard", "optimizer_restore", "teacher", "worth",
     )
 }  # fmt: skip

@@ -261,8 +261,8 @@ def _fit(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> FitResu
             log.warning(f"the head is trained step by step: {error}")
             work.plan = make_plan(work.plan.asked, str(error))
             write_plan(work.plan, work.folder)
-    from xfer.training.asked_views import heeding
     from xfer.training.fit import fit
+    from xfer.training.mirroring import heeding
     from xfer.training.oom import recall
 
     def shows(history: History) -> None:
@@ -270,7 +270,7 @@ def _fit(work: Work, resume: Path | None, page: LivePage, lead: Lead) -> FitResu
 
     work.plan, ends, held_out = before_fit(work.plan, work.folder)
     fitted = replace(fit(work.plan, work.folder, resume, ends, shows, lead), cv=held_out)
-    work.plan = heeding(recall(work.plan, work.folder), fitted.verdicts)  # as it was trained
+    work.plan = heeding(recall(work.plan, work.folder), fitted.mirrored)  # as it was trained
     return fitted
 
 

@@ -71,7 +71,7 @@ def test_result_has_the_keys_of_the_contract(digits):
     assert set(found) == set(
         "experiment status seed best scores params freeze source timing features export device "
         "precision versions command warnings memory solved checkpoint tta calibration "
-        "certificate audit cv worth embed soup teacher chosen mirroring cropping ranks".split()
+        "certificate audit cv worth embed soup teacher chosen mirroring ranks".split()
     )
     assert found["params"] == {"total": 91541, "trainable": 325, "frozen": 91216}
     assert found["freeze"]["proved"] is True

@@ -35,9 +35,6 @@ _OF_EPOCHS = ("monitor", "start_epoch", "interval", "every_n_epochs", "every_n_s
 MIRRORED_WORSE = 0.6, 0.01
 """The share of held-out images that may be answered worse mirrored, and the level at which more
 leave flips out. Half are by chance, and some more where images come in pairs that are alike."""
-CROPPED_FEWER = 0.1, 0.01
-"""The share of held-out images by which fewer may be answered right as crops, and the level of the
-exact test; more leave crops and flips out. Photographs lose 3 in 100 at most, digits 24."""
 _BATCH = 32  # images a step that the rates below are for
 _RATES = {
     "head": (1e-3, "a head on standardised features"),
@@ -213,9 +210,8 @@ def _steps(
         decisions.append(Decision("schedule", "cosine", why))
     if isinstance(specs.augment, Undecided):
         kind, why = "standard", "random crops and flips while training"
-        (worse, level), (fewer, _) = MIRRORED_WORSE, CROPPED_FEWER
-        asks = f"; no flips where over {100 * worse:g} % fare worse mirrored, neither where over"
-        asks += f" {100 * fewer:g} in 100 are right no longer as crops (p < {level})"
+        share, level = MIRRORED_WORSE
+        asks = f"; no flips where over {100 * share:g} % fare worse mirrored (p < {level})"
         if solved:
             kind, why = "light", why + asks * (not specs.task.several)
         decisions.append(Decision("augment", kind, why))

@@ -27,7 +27,6 @@ from xfer.models.adapters import merge
 from xfer.models.network import assemble, fill
 from xfer.plan.lineage import check_best, read_resume
 from xfer.plan.resume import START_ANEW
-from xfer.training.asked_views import heeding
 from xfer.training.calibrate import calibrate_best
 from xfer.training.callbacks.freeze_phase import Phases
 from xfer.training.callbacks.progress import History
@@ -39,6 +38,7 @@ from xfer.training.features.feature_switch import FeatureSwitch
 from xfer.training.fit_result import FitResult
 from xfer.training.head_start import prepare_head
 from xfer.training.lightning import lightning_trainer, quiet
+from xfer.training.mirroring import heeding
 from xfer.training.module import Classifier
 from xfer.training.oom import out_of_memory, recall, smaller, too_large_error
 from xfer.weights.formats.checkpoint_format import Snapshot, write_snapshot
@@ -105,7 +105,7 @@ def fit(
         features.last,
         logger=done.logger,
         calibration=card.calibration,
-        verdicts=done.verdicts,
+        mirrored=done.mirrored,
         ranks=done.history.ranks,
     )
 
@@ -125,7 +125,7 @@ class _Trained(NamedTuple):
     phases: Phases
     device: torch.device
     logger: GuardedLogger | None
-    verdicts: Plain
+    mirrored: Plain
 
 
 def _train(
@@ -147,9 +147,9 @@ def _train(
     plan = replace(plan, dataset=decoded(dataset, most, plan.card.input))
     val = fitted(dataset, most, plan.card.input)
     net = assemble(plan.parts, plan.state)
-    standard, verdicts = _prepared(plan, net, resume, group)
-    plan = heeding(plan, verdicts)
-    module = Classifier(net, plan, group, standard, verdicts)
+    standard, mirrored = _prepared(plan, net, resume, group)
+    plan = heeding(plan, mirrored)
+    module = Classifier(net, plan, group, standard, mirrored)
     history = History(plan, folder, group)
     with quiet():
         features = FeatureSwitch(plan, folder, _loaders(plan, data, val, group), group)
@@ -183,7 +183,7 @@ def _train(
     # One that the ranks had divided is as it began: the best checkpoint has what trained.
     shards = plan.specs.trainer.shards
     net = assemble(plan.parts, plan.state) if shards else module.cpu().net
-    return _Trained(net, history, best, phases, device, logger, verdicts)
+    return _Trained(net, history, best, phases, device, logger, mirrored)
 
 
 def _proved(history: History, phases: Phases, module: Classifier) -> Plain:
@@ -200,11 +200,11 @@ def _proved(history: History, phases: Phases, module: Classifier) -> Plain:
 def _prepared(
     plan: Plan, net: nn.Module, resume: Path | None, group: ProcessGroup
 ) -> tuple[Standard, Plain]:
-    """What the head's input is standardised by, and what was found of the views that were
-    asked about: as the run began, where it is resumed. ``net`` then is the same on every rank."""
+    """What the head's input is standardised by, and what mirrored images were answered: as the run
+    began, where it is resumed. ``net`` then is the same on every rank."""
     if resume is not None:
         held = read_resume(resume, plan)
-        prepared = from_plain(held.get("standard")), held.get("verdicts") or {}
+        prepared = from_plain(held.get("standard")), held.get("mirroring") or {}
     else:
         prepared = group.broadcast(prepare_head(plan, net) if group.leads else ({}, {}))
         net.cpu()

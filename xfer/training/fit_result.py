@@ -23,8 +23,8 @@ class FitResult:
     A head that was solved has a row a strength of its penalty in place of epochs, and ``solved``
     says which was chosen by what; ``None`` for a fit that trained step by step. ``logger`` is that
     of the run besides ``metrics.csv``, if any. ``cv`` is what a cross-validation answered,
-    ``calibration`` what the checkpoint's card says of its own, ``verdicts`` what
-    :mod:`xfer.training.asked_views` found, nothing where there is no such thing. ``ranks`` are who
+    ``calibration`` what the checkpoint's card says of its own, ``mirrored`` what
+    :mod:`xfer.training.mirroring` found, nothing where there is no such thing. ``ranks`` are who
     trained, ``{"after_step": 0, "ranks": 4}`` first, of a fit that went on with other ranks.
     """
 
@@ -42,5 +42,5 @@ class FitResult:
     logger: GuardedLogger | None = None
     cv: Pooled | None = None
     calibration: Plain = field(default_factory=dict)
-    verdicts: Plain = field(default_factory=dict)
+    mirrored: Plain = field(default_factory=dict)
     ranks: list[Plain] = field(default_factory=list)

@@ -13,28 +13,28 @@ from xfer.core.types import Plain
 from xfer.data.augment import Plain as NoAugment
 from xfer.models.head import Keep, Mlp
 from xfer.plan.plan import Plan
-from xfer.training.asked_views import asks, verdicts
-from xfer.training.exact import NotExact, Solved, at_rest, features_of, solve
+from xfer.training.exact import NotExact, at_rest, features_of, solve
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import evaluated_from
 from xfer.training.features.extract import Extraction, PartlyFrozen
 from xfer.training.features.feature_loader import CachedFeatures
 from xfer.training.head_input import first_layer, moments, put
 from xfer.training.head_problem import held_out_answers, held_out_score
+from xfer.training.mirroring import asks, mirroring
 from xfer.training.optim import Exact
 
 
 def prepare_head(plan: Plan, net: nn.Module) -> tuple[Standard, Plain]:
     """Give ``net`` the best head on its frozen features, where it is to begin with that; and the
     moments of the head's input over the training images, where that is to be standardised, beside
-    what :mod:`xfer.training.asked_views` found, where that was to be asked."""
+    what :mod:`xfer.training.mirroring` found, where that was to be asked."""
     specs = plan.specs
     solves = specs.trainer.head_start == "solved"
     standardizes = specs.trainer.standardize and not isinstance(specs.head, Keep)
     if not (solves or standardizes):
         return {}, {}
     trainer = replace(specs.trainer, precision="32-true", max_epochs=1)
-    trains, specs = plan, replace(specs, trainer=trainer, augment=NoAugment(), optim=Exact())
+    specs = replace(specs, trainer=trainer, augment=NoAugment(), optim=Exact())
     plan = replace(plan, specs=specs)
     frozen, cached, found = at_rest(plan, net), None, {}
     if isinstance(specs.features, AutoFeatures):
@@ -45,9 +45,7 @@ def prepare_head(plan: Plan, net: nn.Module) -> tuple[Standard, Plain]:
     if solves and cached is None:
         log.warning("the head does not begin solved: its input cannot be cached")
     elif solves and cached is not None:
-        solved = _begin_solved(plan, frozen, cached)
-        if solved and asks(trains):
-            found = verdicts(trains, frozen, cached, solved)
+        found = _begin_solved(plan, frozen, cached)
     standard = _moments(plan, frozen, cached) if standardizes else {}
     if isinstance(specs.head, Mlp):
         # Its random start is meant for standardised input.
@@ -55,7 +53,7 @@ def prepare_head(plan: Plan, net: nn.Module) -> tuple[Standard, Plain]:
     return standard, found
 
 
-def _begin_solved(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Solved | None:
+def _begin_solved(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> Plain:
     before = {name: tensor.clone() for name, tensor in frozen.net.state_dict().items()}
     try:
         solved = solve(plan, frozen, cached)
@@ -63,7 +61,7 @@ def _begin_solved(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> S
         frozen.net.load_state_dict(before)
         why = f"{error.where} {error.what}" if isinstance(error, CombinationError) else error
         log.warning(f"the head does not begin solved: {why}")
-        return None
+        return {}
     solution = solved.solution
     best = solution.path[solution.best]
     _, counts = held_out_answers(plan, solution.held_out, cached.work.splits["train"])
@@ -72,7 +70,7 @@ def _begin_solved(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures) -> S
         score = held_out_score({"cv_acc": best.cv_acc, **counts})
         said = f"cross-validated loss {best.cv_loss:.4f}, {score}"
     log.info(f"the head begins solved: {said}")
-    return solved
+    return mirroring(frozen, cached, solved) if asks(plan) else {}
 
 
 def _moments(plan: Plan, frozen: PartlyFrozen, cached: CachedFeatures | None) -> Standard:

@@ -27,7 +27,6 @@ from xfer.core.types import Plain
 from xfer.data.loader import TrainLoader, train_images
 from xfer.models.network import assemble, fill
 from xfer.plan.plan import Plan
-from xfer.training.asked_views import heeding
 from xfer.training.features import AutoFeatures
 from xfer.training.features.cut import Tail
 from xfer.training.features.extract import PartlyFrozen
@@ -36,6 +35,7 @@ from xfer.training.features.feature_switch import cacheable
 from xfer.training.features.find_cut import Refusal
 from xfer.training.fit_health import HIGHEST_RATE
 from xfer.training.head_start import prepare_head
+from xfer.training.mirroring import heeding
 from xfer.training.module import Classifier
 from xfer.training.teacher import lessons_of
 
@@ -61,8 +61,8 @@ def lr_find(plan: Plan) -> Plain:
         raise DataError("data", "is needed to find a rate", "give data=... or data.root=DIR", 43)
     device = device_of(specs.trainer.accelerator)
     net = assemble(plan.parts, plan.state)
-    standard, verdicts = prepare_head(plan, net)
-    specs = heeding(plan, verdicts).specs
+    standard, mirrored = prepare_head(plan, net)
+    specs = heeding(plan, mirrored).specs
     module = Classifier(net, replace(plan, specs=specs), standard=standard).to(device)
     images = train_images(plan.dataset.splits["train"], plan.card.input, specs.augment)
     loader = TrainLoader(images, data.batch_size, 0, device.type == "cuda", specs.seed)

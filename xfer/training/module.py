@@ -51,10 +51,10 @@ class Classifier(pl.LightningModule):
         plan: Plan,
         group: ProcessGroup = ALONE,
         standard: Standard | None = None,
-        verdicts: Plain | None = None,
+        mirrored: Plain | None = None,
     ) -> None:
         super().__init__()
-        self.verdicts = verdicts or {}
+        self.mirrored = mirrored or {}
         self.standardized = Standardized(net, standard or {})
         self.net, self.plan, self.group = net, plan, group
         self.pieces = group.share._replace(begun=plan.specs.begun_ranks).pieces
@@ -287,7 +287,7 @@ class Classifier(pl.LightningModule):
         }
         checkpoint["ema"] = None if self.ema is None else dict(self.ema.shadow)
         checkpoint["standard"] = to_plain(self.standardized.standard)
-        checkpoint["verdicts"] = self.verdicts
+        checkpoint["mirroring"] = self.mirrored
         if self.group.ranks > 1:
             checkpoint["train_loss"] = self.group.all_gather(self.train_loss.state_dict())
         count_whole(checkpoint, self.pieces)

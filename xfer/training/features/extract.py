@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
-    from xfer.core.protocols import Augment
     from xfer.core.types import InputSpec
     from xfer.plan.plan import Plan
 
@@ -98,13 +96,6 @@ class Extraction:
         reproducible = frozen.device.type == "cpu" or self.trainer.deterministic
         self.claimed = self.exact and reproducible
         self.difference = 0.0
-
-    def drawing(self, augment: Augment) -> Extraction:
-        """The same with other views, which ``augment`` draws, in chunks that serve every order."""
-        other = copy(self)
-        other.plan = replace(self.plan, specs=replace(self.plan.specs, augment=augment))
-        other.exact = other.claimed = False
-        return other
 
     def cast(self, split: str) -> torch.autocast:
         """In which a split is computed: what is held out in full precision, as it is evaluated."""
