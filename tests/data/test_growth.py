@@ -31,6 +31,7 @@ from xfer.report.heat import Heat
 from xfer.training import feature_moments
 from xfer.training.calibrate import before_and_after
 from xfer.training.cross_validation import HeadProblem
+from xfer.training.features.extract import Extraction
 from xfer.training.logistic import Problem
 
 FEW, MANY, A_SHARD = 1000, 4000, 250
@@ -123,6 +124,33 @@ def test_held_out_images_are_answered_in_blocks(monkeypatch: pytest.MonkeyPatch)
         problems[count] = Problem(HeadProblem([some], some, labels[:count], *given).rows())
     into = np.empty((MANY, 3), np.float32)
     assert growth(lambda count: problems[count].answer(theta, 0, into[:count])) < 20  # a fold: 256
+
+
+def test_places_of_features_are_where_the_system_can_take_them_back() -> None:
+    batches = lambda split, view: [range(MANY // 2, MANY), range(MANY // 2)]  # noqa: E731
+    work: Any = SimpleNamespace(splits={"train": range(MANY)}, batches=batches)
+    rows = Extraction.positions(work, "train", 0)
+    assert isinstance(rows, np.memmap) and rows.tolist() == [*range(2000, 4000), *range(2000)]
+
+
+def test_moments_and_answers_hold_one_block_in_double_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    block = 1 << 16
+    monkeypatch.setattr(feature_moments, "_BLOCK", block)
+    features = np.random.default_rng(0).normal(size=(MANY, 64)).astype(np.float32)
+    given = ((), 3, lambda counts: None, False, 0.0, (0.1,), 2, 0)
+    problem = Problem(HeadProblem([features], features, np.arange(MANY) % 3, *given).rows())
+    into, theta = np.empty((MANY, 3), np.float32), np.ones((3, 65))
+    for run in (
+        lambda: feature_moments.moments([features]),
+        lambda: problem.answer(theta, 0, into),
+    ):
+        tracemalloc.start()
+        run()
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1.5 * 8 * block  # they held three and two
 
 
 def test_a_head_is_solved_on_labels_that_are_not_copied() -> None:

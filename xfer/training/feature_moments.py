@@ -26,8 +26,14 @@ def moments(views: Sequence[Matrix]) -> tuple[Floats, Floats]:
         mean += np.asarray(view[part], np.float64).sum(axis=0)
     mean /= count
     for view, part in places:
-        square += ((np.asarray(view[part], np.float64) - mean) ** 2).sum(axis=0)
+        square += _squares(view[part], mean)
     return mean, deviations(mean, square / count, len(views[0]))
+
+
+def _squares(block: Matrix, mean: Floats) -> Floats:
+    apart: Floats = np.subtract(block, mean, dtype=np.float64)
+    apart *= apart  # a copy less than a power would be
+    return np.asarray(apart.sum(axis=0))
 
 
 def deviations(mean: Floats, variance: Floats, images: int) -> Floats:

@@ -192,3 +192,4 @@ class Axes(ABC):
             chosen = members[part]
             z = self._standard(self.held[chosen]) if whole is None else whole[chosen]
             into[chosen] = z @ weight + theta[:, -1]
+            del z  # before the next block is copied

@@ -21,6 +21,7 @@ from xfer.core.device import arithmetic_of
 from xfer.core.errors import DataError, XferError
 from xfer.core.files import read_json, write_json
 from xfer.core.live_line import counted
+from xfer.core.long_array import zeros
 from xfer.core.memory import give_back, keep_freed
 from xfer.core.seeds import derive
 from xfer.core.types import Plain
@@ -227,7 +228,7 @@ class Extraction:
 
     def positions(self, split: str, view: int | None) -> npt.NDArray[np.int64]:
         """The row of every image in the entry of a view."""
-        row_of = np.empty(len(self.splits[split]), np.int64)
+        row_of = zeros((len(self.splits[split]),), np.int64)
         row = 0
         for batch in self.batches(split, view):
             row_of[list(batch)] = np.arange(row, row + len(batch))
