@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -75,6 +76,14 @@ def test_a_run_that_is_resumed_says_that_it_was_killed(tmp_path: Path, state: st
         Status(state).write(tmp_path)
     with recorded(tmp_path, resumes=True):
         assert ("it was killed" in (tmp_path / "run.log").read_text()) == (state == "running")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "nothing"])
+def test_half_a_status_that_a_power_cut_left_is_gone_on_from(tmp_path: Path, text: str) -> None:
+    (tmp_path / "status.json").write_text(text)
+    with recorded(tmp_path, resumes=True):
+        pass
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
 
 
 def test_a_file_that_a_fold_renames_meanwhile_is_nothing_odd_and_a_pipe_is(

@@ -237,3 +237,11 @@ def test_it_is_scikit_learn_that_divides() -> None:
     for fold, (_, held) in enumerate(splitter.split(labels, labels)):
         theirs[held] = fold
     assert (divided(labels, None, 4, 7) == theirs).all()
+
+
+def test_a_group_an_image_is_divided_into_as_many_parts_as_a_class_has_images() -> None:
+    """Fewer than were asked for, where they are more: that had been none at all."""
+    labels, groups = np.repeat([0, 1], 4), [str(i) for i in range(8)]
+    fold_of = inner(labels, groups, 5, 0)
+    assert fold_of is not None and sorted(set(fold_of.tolist())) == [0, 1, 2, 3]
+    assert holds_out(labels, groups, 5)

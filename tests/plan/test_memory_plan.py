@@ -8,6 +8,7 @@ import pytest
 from pictures import folders
 
 from xfer.config.hydra import compose_specs
+from xfer.plan.auto import apply
 from xfer.plan.make import make_plan
 from xfer.plan.plan import Plan
 
@@ -23,7 +24,7 @@ def planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     options += ["backbone=squeezenet1_0", "source=none", "backbone.image_size=224"]
 
     def plan(free: int, *typed: str) -> Plan:
-        monkeypatch.setattr("xfer.plan.memory_plan.available", lambda: free)
+        monkeypatch.setattr("xfer.plan.make.available", lambda: free)
         return make_plan(compose_specs([*options, "trainer.accelerator=cpu", *typed]))
 
     return plan
@@ -54,6 +55,22 @@ def test_in_a_gigabyte_batches_are_small_and_nobody_else_decodes(planned) -> Non
     why = next(d.why for d in plan.decisions if d.key == "data.workers")
     assert why == "625 MB of memory are left, and the run would take about 1,611 MB"
     assert [row["key"] for row in plan.facts["auto"]][-4:] == KEYS
+
+
+def test_another_rank_makes_the_same_of_the_choices(planned) -> None:
+    plan = planned(625_000_000)
+    again = apply(plan.asked, plan.decisions)
+    assert (again.data, again.export, again.features) == (
+        *(plan.specs.data, plan.specs.export, plan.specs.features),
+    )
+
+
+def test_several_processes_are_left_as_they_are_and_each_counts(planned) -> None:
+    two = ["trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=4"]
+    plan = planned(1_700_000_000, *two)
+    assert not chosen(plan)
+    (remark,) = said(plan)
+    assert remark.startswith("the run takes about 3,221 MB")
 
 
 def test_what_was_typed_stays_and_what_fits_is_named(planned) -> None:

@@ -85,7 +85,9 @@ def is_live(folder: Path) -> bool:
 def _noted_at_work(folder: Path) -> bool:
     """Whether the last process that noted its number here is another one of this machine, and goes
     on: all that is known where nothing can be locked."""
-    noted = re.search(r"^(\d+) (\d+)\n\Z", (folder / LOCK).read_text("utf-8", "replace"), re.M)
+    noted = re.search(
+        r"^(\d{1,9}) (\d{1,19})\n\Z", (folder / LOCK).read_text("utf-8", "replace"), re.M
+    )
     if noted is None or int(noted[1]) == os.getpid():
         return False
     return _began(int(noted[1])) == noted[2]

@@ -95,14 +95,17 @@ def recorded(folder: Path, resumes: bool = False) -> Iterator[None]:
 
 _WITHOUT_A_WORD = (
     "the process before this one could not say how it ended: it was killed (SIGKILL), as a system "
-    "does where memory runs out, or the machine went down"
+    "does where memory runs out, the machine went down, or its disk was full"
 )
 
 
 def _killed(folder: Path) -> bool:
     """Whether the last process in ``folder``, whose lock is held here, wrote no end."""
-    status = folder / "status.json"
-    return status.exists() and read_json(status).get("state") == "running"
+    try:
+        facts = read_json(folder / "status.json")
+    except (OSError, ValueError):  # there is none, or a power cut left half of it
+        return False
+    return isinstance(facts, dict) and facts.get("state") == "running"
 
 
 @contextmanager

@@ -142,8 +142,9 @@ def none_held_out() -> CombinationError:
 
 def _parts(labels: Labels, groups: Sequence[str], count: int) -> int:
     """How many folds these groups can be divided into, at most ``count``; 0 for none."""
-    parts = min(count, len(set(groups)))
-    return parts if parts > 1 and np.bincount(labels).max() >= parts else 0
+    # A class of as many images as there are parts is what scikit-learn's splitter asks for.
+    parts = min(count, len(set(groups)), int(np.bincount(labels).max(initial=0)))
+    return parts if parts > 1 else 0
 
 
 def as_many_as_groups(labels: Labels, groups: Sequence[str], count: int, seed: int) -> Labels:

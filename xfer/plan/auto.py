@@ -92,8 +92,8 @@ def decide(
 def _blind(specs: Specs, train: Samples) -> bool:
     """Whether a head that is solved would find no image held out to choose its penalty by."""
     optim = specs.optim
-    given = getattr(optim, "l2", "auto") != "auto"
-    return not (given or specs.task.several or chooses(train, getattr(optim, "folds", 2)))
+    exact: Any = optim.becomes("exact", None) if isinstance(optim, Undecided) else optim
+    return not (exact.l2 != "auto" or specs.task.several or chooses(train, exact.folds))
 
 
 def decide_filled(
@@ -175,7 +175,9 @@ def apply(specs: Specs, decisions: Iterable[Decision]) -> Specs:
             continue
         group, _, key = decision.key.partition(".")
         spec, epochs = getattr(specs, group), specs.trainer.max_epochs
-        if key:
+        if group == "export":  # whose keys are those of the gate
+            made = replace(spec, gate=replace(spec.gate, **{key: decision.value}))
+        elif key:
             made = replace(spec, **{key: decision.value})
         else:
             made = spec.becomes(decision.value, None if epochs == "auto" else epochs)

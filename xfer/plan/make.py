@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from xfer.core.control_groups import available
 from xfer.core.errors import Attempts, CombinationError, ConfigError, DataError, closest, raise_all
 from xfer.core.run_folder import best_checkpoint
 from xfer.core.types import Card, Dataset, InputSpec, Network, Plain
@@ -73,8 +74,10 @@ def make_plan(specs: Specs, not_exact: str = "") -> Plan:
     if training:
         _check_training(plan)
         check_certificate(plan.specs, plan.dataset)
-    specs, fitting = within_memory(plan.specs, plan.card.input.size)
-    return replace(plan, specs=specs, decisions=(*plan.decisions, *fitting))
+    free = available()
+    fitting = within_memory(plan.specs, plan.card.input.size, free)
+    specs = auto.apply(plan.specs, fitting) if fitting else plan.specs
+    return replace(plan, specs=specs, decisions=(*plan.decisions, *fitting), memory=free)
 
 
 def _dataset(

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from xfer.core.control_groups import available
 from xfer.plan.auto import Decision, default_of
 
 if TYPE_CHECKING:
@@ -26,22 +24,18 @@ trace of an export and the figures of a report."""
 _SMALLEST = 4
 
 
-def within_memory(specs: Specs, size: tuple[int, int]) -> tuple[Specs, list[Decision]]:
-    """``specs`` with what fits the memory that is left, where its usual values do not, for images
-    of ``size``; and these values as decisions."""
-    free = available()
+def within_memory(specs: Specs, size: tuple[int, int], free: float) -> list[Decision]:
+    """What fits into ``free`` bytes of memory, where the usual values of ``specs`` do not, for
+    images of ``size``. Several processes on one machine are left as they are."""
     why = f"{_megabytes(free)} of memory are left, and the run would take about "
     why += _megabytes(_needed(specs, size, _values(specs)))
-    lesser = _lesser(specs, size, free)
-    decisions = [Decision(key, value, why) for key, value in lesser.items() if _open(specs, key)]
-    for decision in decisions:
-        specs = _with(specs, decision.key, decision.value)
-    return specs, decisions
+    lesser = _lesser(specs, size, free) if specs.trainer.ranks == 1 else {}
+    return [Decision(key, value, why) for key, value in lesser.items() if _open(specs, key)]
 
 
-def memory_remarks(specs: Specs, size: tuple[int, int]) -> list[str]:
-    """That what was typed, or what trains, may take more memory than is left."""
-    free = available()
+def memory_remarks(specs: Specs, size: tuple[int, int], free: float) -> list[str]:
+    """That what was typed, or what trains, may take more than the ``free`` bytes of memory that
+    were left when the plan was made."""
     needed = _needed(specs, size, _values(specs))
     if needed <= free:
         return []
@@ -51,7 +45,7 @@ def memory_remarks(specs: Specs, size: tuple[int, int]) -> list[str]:
     return [f"{what}: type {typed}" if typed else f"{what}: give it more, or a smaller image size"]
 
 
-def _lesser(specs: Specs, size: tuple[int, int], free: int) -> dict[str, int]:
+def _lesser(specs: Specs, size: tuple[int, int], free: float) -> dict[str, int]:
     """The values that fit into ``free`` bytes, of the keys whose usual values do not; the smallest
     where none fits."""
     asked = _values(specs)
@@ -92,7 +86,7 @@ def _needed(specs: Specs, size: tuple[int, int], values: Mapping[str, int]) -> i
         return 0
     together = max((v for key, v in values.items() if key != "data.workers"), default=0)
     images = together * _PIXEL * math.prod(size)
-    return _REST + images + values["data.workers"] * specs.trainer.devices * _WORKER
+    return specs.trainer.devices * (_REST + images + values["data.workers"] * _WORKER)
 
 
 def _open(specs: Specs, key: str) -> bool:
@@ -107,13 +101,5 @@ def _open(specs: Specs, key: str) -> bool:
     return key not in specs.explicit and getattr(spec, name) == default_of(spec, name)
 
 
-def _with(specs: Specs, key: str, value: int) -> Specs:
-    group, _, name = key.partition(".")
-    if group == "export":
-        gate = replace(specs.export.gate, **{name: value})  # type: ignore[type-var]
-        return replace(specs, export=replace(specs.export, gate=gate))
-    return replace(specs, **{group: replace(getattr(specs, group), **{name: value})})
-
-
-def _megabytes(count: int) -> str:
+def _megabytes(count: float) -> str:
     return f"{count / 1e6:,.0f} MB"

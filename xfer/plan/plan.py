@@ -51,6 +51,7 @@ class Plan:
     the ``teacher`` that it learns from. ``source_head`` are weight and bias of the classifier that
     an audit asks, see :func:`xfer.plan.classes.source_head`. ``final_epochs`` is when a fit ends
     that the folds of a cross-validation have said the length of: before its schedule does.
+    ``memory`` are the bytes that were left when the plan was made.
     """
 
     asked: Specs
@@ -70,6 +71,7 @@ class Plan:
     teacher: TeacherPlan | None = None
     source_head: tuple[torch.Tensor, torch.Tensor] | None = None
     final_epochs: int | None = None
+    memory: float = math.inf
 
     @property
     def epochs(self) -> int:
@@ -138,7 +140,7 @@ class Plan:
             "splits": _split_facts(dataset, specs) if dataset else {},
             "folds": fold_facts(dataset, specs.data) if dataset and specs.data else None,
             "remarks": [
-                *memory_remarks(specs, card.input.size),
+                *memory_remarks(specs, card.input.size, self.memory),
                 *(dataset.remarks if dataset else ()),
                 *_not_listed(dataset),
                 *_too_long(self),

@@ -20,10 +20,9 @@ import numpy.typing as npt
 
 from xfer.core.long_array import zeros
 from xfer.evaluation.calibration import log_losses
-from xfer.training.principal_axes import SMALL, Axes
+from xfer.training.principal_axes import SMALL, Axes, Rows
 
 if TYPE_CHECKING:
-    from xfer.training.multilabel_logistic import LabelRows
     from xfer.training.soft_targets import SoftTargets
 
     Matrix = npt.NDArray[Any]
@@ -107,7 +106,7 @@ class Solution:
 
 
 def solve(
-    rows: TrainingRows | LabelRows,
+    rows: Rows,
     strengths: Sequence[float] = STRENGTHS,
     nearly: bool = False,
 ) -> Solution:
@@ -152,7 +151,7 @@ def _ahead(before: Sequence[Matrix]) -> Matrix | None:
 
 
 def held_out(
-    rows: TrainingRows | LabelRows, solution: Solution, seed: int | None
+    rows: Rows, solution: Solution, seed: int | None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """The logits (n, classes) of every image by a fit at the best strength that had not seen it,
     NaN for one that is never held out, and the fold of each (n,): of a small problem in

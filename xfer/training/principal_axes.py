@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -193,3 +193,30 @@ class Axes(ABC):
             z = self._standard(self.held[chosen]) if whole is None else whole[chosen]
             into[chosen] = z @ weight + theta[:, -1]
             del z  # before the next block is copied
+
+
+class Rows(Protocol):
+    """Images of a solved head, with one label each (:class:`xfer.training.logistic.TrainingRows`)
+    or several (:class:`xfer.training.multilabel_logistic.LabelRows`)."""
+
+    @property
+    def views(self) -> Sequence[Matrix]:
+        """Features (n, d), one a view."""
+
+    @property
+    def held(self) -> Matrix:
+        """The view that a held-out image is judged by, (n, d)."""
+
+    @property
+    def labels(self) -> Matrix:
+        """What is known of each image, n rows."""
+
+    @property
+    def folds(self) -> npt.NDArray[np.int64]:
+        """The fold that holds an image out, (n,), -1 for none."""
+
+    def problem(self) -> Axes:
+        """The loss of a head for these images."""
+
+    def divided(self, count: int, seed: int) -> Self:
+        """The same in ``count`` other folds, drawn from ``seed``."""
