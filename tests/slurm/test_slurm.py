@@ -361,9 +361,11 @@ echo >> {calls}
     ("command", "runs", "ends", "waits"),
     [
         ([*SWEEP, "seed=0,1"], ["0", "1"], KILLED, True),
-        ([*SWEEP, "seed=choice(0)"], ["0"], FAILS, True),
-        ([*SWEEP, "seed=choice(0)"], ["0"], KILLED, False),
-        (FOLDS, ["folds/0", "folds/1", "folds/2"], KILLED, True),
+        pytest.param([*SWEEP, "seed=choice(0)"], ["0"], FAILS, True, marks=pytest.mark.slow),
+        pytest.param([*SWEEP, "seed=choice(0)"], ["0"], KILLED, False, marks=pytest.mark.slow),
+        pytest.param(
+            FOLDS, [f"folds/{fold}" for fold in range(3)], KILLED, True, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_jobs_that_slurm_took_and_nobody_heard_of_are_submitted_again_only_where_they_have_ended(
