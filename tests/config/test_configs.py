@@ -22,6 +22,8 @@ OURS = (p for p in CONF.rglob("*.yaml") if CONF / "hydra" not in p.parents)
 FILES = sorted(p for p in OURS if p != CONF / "config.yaml")
 OPTIONS = [(p.parent.relative_to(CONF).as_posix(), p.stem) for p in FILES]
 EXPERIMENTS = [option for group, option in OPTIONS if group == "experiment"]
+# With data of its own, with a folder of the user, and with none; the others are as these.
+SAMPLE = ("digits_freeze", "canidae_finetune", "default")
 KEEPS_NOTHING = ("experiment", "sweep", "export")
 
 # What an option leaves to the user (???).
@@ -115,7 +117,13 @@ def test_an_open_key_must_be_given(option: tuple[str, str]) -> None:
     assert f"error E203: {key}: must be given. Fix: type {key}=VALUE" in str(caught.value)
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize(
+    "experiment",
+    [
+        name if name in SAMPLE else pytest.param(name, marks=pytest.mark.slow)
+        for name in EXPERIMENTS
+    ],
+)
 def test_every_option_of_every_group_goes_with_the_experiment(experiment: str) -> None:
     """Round i takes the i-th option of every group at once, so each pair of an experiment and an
     option is composed, and builds what it names; groups are built apart and their problems told

@@ -9,11 +9,8 @@ import faults
 import pytest
 import warm
 
-# In a step, in a save, in validation, in the best file, after the last epoch, in a feature cache.
-QUICK = [
-    *("before_forward", "after_rename_of_the_last_file", "before_validation_end"),
-    *("after_best_file", "before_freeze_proof", "before_feature_chunk"),
-]
+# In a step, between the best file and the save, in a feature cache.
+QUICK = ["before_forward", "after_best_file", "before_feature_chunk"]
 MOMENTS = [f"{when}_{point}" for when in ("before", "after") for point in faults.POINTS]
 
 

@@ -88,6 +88,7 @@ def test_smoothing_bounds_the_logits(tmp_path, monkeypatch):
     assert result(smooth)["warnings"] == []
 
 
+@pytest.mark.slow
 def test_a_killed_run_says_what_a_whole_one_says(tmp_path):
     fast = ["features=auto", "augment=none", "freeze=head_only", "trainer.max_epochs=12"]
     asked = [*fast, "optim.lr=1000", "checkpoint.every_n_steps=0"]

@@ -212,6 +212,7 @@ def test_best_and_copies_hold_weights_for_raw_input() -> None:
     assert math.isfinite(outcome(run)[1])
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_ends_as_a_whole_one(tmp_path: Path) -> None:
     options = ["trainer.standardize=true", "trainer.precision=32-true", "head=linear"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -23,6 +23,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augment", OPTIONS)
 def test_workers_a_kill_and_a_resume_change_no_bit(augment: str, tmp_path: Path) -> None:
     options = [f"augment={augment}", *COLOUR]

@@ -61,7 +61,11 @@ def timm_cache(root: Path, name: str, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("experiment", "trainable"), [("canidae_freeze", 4098), ("canidae_finetune", None)]
+    ("experiment", "trainable"),
+    [
+        ("canidae_freeze", 4098),
+        pytest.param("canidae_finetune", None, marks=pytest.mark.slow),
+    ],
 )
 def test_canidae_from_the_hub(experiment, trainable, place, monkeypatch):
     timm_cache(place / "hub", "resnet50.a1_in1k", monkeypatch)

@@ -168,7 +168,7 @@ def test_a_terminal_that_cannot_move_its_cursor_has_finished_lines_alone_and_the
     terminal: Terminal, tmp_path: Path
 ) -> None:
     terminal.type("export TERM=dumb NO_COLOR=1")
-    terminal.type(whole("stages=[fit,evaluate]", "trainer.max_epochs=1"))
+    terminal.type(whole("stages=[fit,evaluate]", "trainer.max_epochs=1", "data.batch_size=32"))
     lines = terminal.until(ended)
     assert lines[-1] == "ENDED 0"
     (typed,) = (line.partition("xfer ")[2] for line in lines if line.startswith("next "))
