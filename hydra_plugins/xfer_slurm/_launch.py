@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from hydra_plugins.xfer_slurm._request import asked, parameters
 from xfer.config.help import DISTRIBUTION
 from xfer.core.control_groups import leave_threads_open
 from xfer.core.errors import ConfigError, JobFailed, SweepError, XferError
+from xfer.core.signals import Stopped
 from xfer.sweep import slurm
 
 _LOOK_S, _ASK_S = 1.0, 10.0
@@ -77,9 +79,7 @@ class Submitter:
             try:
                 submitted = executor.map_array(job, *zip(*part, strict=True))
             except submitit.core.utils.FailedJobError as error:
-                said = (str(error).strip().splitlines() or ["no reason"])[-1]
-                fix = "see the options of hydra.launcher"
-                raise ConfigError("hydra/launcher", f"Slurm refused: {said}", fix, 75) from error
+                raise _why_not(error) from error
             for call, taken in zip(part, submitted, strict=True):
                 self.jobs[call[2]] = taken
                 note(call[2], {"slurm": taken.job_id, "files": folder})
@@ -137,6 +137,17 @@ class Submitter:
         """Take all jobs out of the queue."""
         self._cancelled = True
         slurm.cancel(job.job_id for job in self.jobs.values())
+
+
+def _why_not(error: Exception) -> BaseException:
+    """What it is that sbatch came back without a job: a signal of the terminal, which reaches it as
+    well, or a refusal."""
+    number = -getattr(error.__cause__, "returncode", 0)
+    if number in (signal.SIGINT, signal.SIGTERM):
+        return Stopped(number)
+    said = (str(error).strip().splitlines() or ["no reason"])[-1]
+    fix = "see the options of hydra.launcher"
+    return ConfigError("hydra/launcher", f"Slurm refused: {said}", fix, 75)
 
 
 def launch(

@@ -116,6 +116,14 @@ def test_fine_tuning_begins_at_the_solved_head_and_the_probe_of_lp_ft_is_done() 
     assert chosen(planned("freeze=lp_ft", "optim=sgd"))["trainer.head_start"] == "zero"
 
 
+def test_the_steps_of_the_average_are_those_of_the_run() -> None:
+    """717 images of which four are a batch: the last one alone makes no step."""
+    plan = planned("freeze=lp_ft", "data.batch_size=4")
+    (row,) = (row for row in plan.facts["auto"] if row["key"] == "trainer.ema_decay")
+    assert f"over all {plan.total_steps} steps" in row["why"]
+    assert row["value"] == round(1 - 1 / plan.total_steps, 5)
+
+
 def test_the_tutorials_keep_their_own_values() -> None:
     for name in ("digits_sgd", "digits_finetune"):
         plan = make_plan(compose_specs([f"experiment={name}"]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,6 +164,29 @@ def test_jobs_that_sbatch_did_not_tell_of_are_found_by_their_script_and_get_what
         assert handed_over(folder)["slurm"] == again.names[job.number]
         call = utils.DelayedSubmission.load(again.submitter.jobs[job.number].paths.submitted_pickle)
         assert call.args[2] == job.number and f"++seed={job.number}" in call.args[0]
+
+
+def test_ctrl_c_while_sbatch_works_is_no_refusal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reaches all that the terminal started, sbatch as well."""
+    Cluster(tmp_path, monkeypatch, "")
+    programs = tmp_path / "bin"
+    for name, text in (("sinfo", f"cat <<'X'\n{SINFO}X\n"), ("sbatch", "kill -INT 0; sleep 60\n")):
+        (programs / name).write_text(f"#!/bin/bash\n{text}")
+        (programs / name).chmod(0o755)
+    typed = ["-m", "experiment=digits_freeze", "hydra/launcher=slurm_cpu", "seed=0,1"]
+    run = subprocess.run(
+        [sys.executable, "-m", "xfer", *typed],
+        cwd=tmp_path,
+        start_new_session=True,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert run.returncode == 130, run.stderr
+    assert "Slurm refused" not in run.stderr and "Traceback" not in run.stderr
 
 
 def test_a_job_is_not_told_how_many_processors_its_login_node_leaves(

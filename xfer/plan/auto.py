@@ -192,6 +192,16 @@ def apply(specs: Specs, decisions: Iterable[Decision]) -> Specs:
     return replace(specs, trainer=trainer, schedule=schedule)
 
 
+def steps_per_epoch(specs: Specs, images: int) -> int:
+    """Optimizer steps in which all devices together see that many training ``images``."""
+    from xfer.data.sampler import batches
+
+    if specs.data is None:
+        return 0
+    count = batches(images, specs.data.batch_size, specs.begun_ranks)
+    return math.ceil(count / specs.trainer.accumulate)
+
+
 def _steps(
     specs: Specs, layout: Layout, phases: Sequence[Phase], images: int, pretrained: bool
 ) -> list[Decision]:
@@ -281,8 +291,7 @@ def _average(specs: Specs, epochs: int, images: int, good: bool) -> Decision:
     """An average over the whole run where its start is ``good`` (Wortsman et al., 2022)."""
     if not good:
         return Decision("trainer.ema_decay", 0.0, "only the last weights count")
-    size = specs.data.batch_size * specs.trainer.accumulate if specs.data else _BATCH
-    steps = epochs * math.ceil(images / size)
+    steps = epochs * steps_per_epoch(specs, images)
     why = f"weights are averaged over all {steps} steps, with those of the solved start"
     return Decision("trainer.ema_decay", round(1 - 1 / max(2, steps), 5), why)
 

@@ -20,7 +20,7 @@ from xfer.data.folds import fold_facts
 from xfer.data.shared_memory import SHARED, free_bytes, has_locks
 from xfer.data.tta import tta_facts
 from xfer.freeze import Layout, Phase, ever
-from xfer.plan.auto import FEW, Decision
+from xfer.plan.auto import FEW, Decision, steps_per_epoch
 from xfer.plan.calibration_plan import NO_CALIBRATION, CalibrationPlan
 from xfer.plan.certificate_images import certificate_facts
 from xfer.plan.memory_plan import memory_remarks
@@ -98,13 +98,7 @@ class Plan:
     @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps an epoch."""
-        from xfer.data.sampler import batches
-
-        trainer, data = self.specs.trainer, self.specs.data
-        if data is None:
-            return 0
-        count = batches(len(self.split("train")), data.batch_size, self.specs.begun_ranks)
-        return math.ceil(count / trainer.accumulate)
+        return steps_per_epoch(self.specs, len(self.split("train")))
 
     @property
     def total_steps(self) -> int:
