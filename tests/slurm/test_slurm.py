@@ -180,6 +180,7 @@ def test_what_cannot_run_is_told_before_the_first_job(place: Path, wrong: str, s
     assert not list(place.rglob(".submitit"))
 
 
+@pytest.mark.slow
 def test_a_job_that_is_killed_does_not_hide_the_others(place: Path) -> None:
     work = begin(place, *CPU, *TASK, "seed=0,1", "trainer.max_epochs=5", "hydra.sweep.dir=sweep")
     until(lambda: all(epochs(place / "sweep" / n) >= 1 for n in "01"), work)
@@ -302,6 +303,7 @@ def cv(run: Path) -> dict[str, object]:
     return dict(json.loads((run / "result.json").read_text())["cv"])
 
 
+@pytest.mark.slow
 def test_folds_outlive_a_run_that_is_killed_and_end_as_those_of_this_machine(place: Path) -> None:
     run, here = place / "run", place / "here"
     folds = [run / "folds" / n for n in "012"]
